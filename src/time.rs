@@ -1,0 +1,1 @@
+//! Times as the JetStream API prints them.
