@@ -70,7 +70,11 @@ impl fmt::Display for FaultKind {
             Self::Magic { format } => write!(f, "not a {format}: wrong first bytes"),
             Self::Version { format, found } => write!(f, "unknown {format} version {found}"),
             Self::Varint => write!(f, "malformed variable-length integer"),
-            Self::TooLarge { what, value, ceiling } => {
+            Self::TooLarge {
+                what,
+                value,
+                ceiling,
+            } => {
                 write!(f, "{what} {value} is over the ceiling of {ceiling}")
             }
             Self::Checksum { what } => write!(f, "{what} checksum does not match"),
@@ -154,10 +158,19 @@ impl<'a> Cursor<'a> {
         ceiling: u64,
     ) -> Result<&'a [u8], Fault> {
         if n > ceiling {
-            return Err(self.fault(FaultKind::TooLarge { what, value: n, ceiling }));
+            return Err(self.fault(FaultKind::TooLarge {
+                what,
+                value: n,
+                ceiling,
+            }));
         }
-        let n = usize::try_from(n)
-            .map_err(|_| self.fault(FaultKind::TooLarge { what, value: n, ceiling }))?;
+        let n = usize::try_from(n).map_err(|_| {
+            self.fault(FaultKind::TooLarge {
+                what,
+                value: n,
+                ceiling,
+            })
+        })?;
         self.take(n)
     }
 
@@ -202,7 +215,10 @@ impl<'a> Cursor<'a> {
             let Some(&byte) = self.buf.get(self.pos) else {
                 let have = self.remaining() as u64;
                 self.pos = start;
-                return Err(self.fault(FaultKind::Truncated { need: have + 1, have }));
+                return Err(self.fault(FaultKind::Truncated {
+                    need: have + 1,
+                    have,
+                }));
             };
             self.pos += 1;
             if shift == 63 && byte > 1 {
@@ -230,7 +246,11 @@ impl<'a> Cursor<'a> {
         let n = self.uvarint()?;
         let ceiling = (self.remaining() as u64) / min_size.max(1);
         if n > ceiling {
-            return Err(at.fault(FaultKind::TooLarge { what, value: n, ceiling }));
+            return Err(at.fault(FaultKind::TooLarge {
+                what,
+                value: n,
+                ceiling,
+            }));
         }
         Ok(n)
     }
@@ -256,7 +276,16 @@ mod tests {
 
     #[test]
     fn varints_round_trip_at_the_edges() {
-        for v in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
+        for v in [
+            0,
+            1,
+            127,
+            128,
+            300,
+            u64::from(u32::MAX),
+            u64::MAX - 1,
+            u64::MAX,
+        ] {
             let mut out = Vec::new();
             put_uvarint(&mut out, v);
             let mut c = Cursor::new(&out, 0);
@@ -272,7 +301,12 @@ mod tests {
 
     #[test]
     fn overlong_varint_is_refused_where_it_starts() {
-        let mut c = Cursor::new(&[0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02], 100);
+        let mut c = Cursor::new(
+            &[
+                0x00, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x02,
+            ],
+            100,
+        );
         assert_eq!(c.u8().unwrap(), 0);
         assert_eq!(c.uvarint().unwrap_err(), Fault::new(101, FaultKind::Varint));
     }
@@ -290,6 +324,13 @@ mod tests {
     #[test]
     fn a_count_is_bounded_by_what_is_left() {
         let mut c = Cursor::new(&[200, 1, 0, 0], 0);
-        assert!(matches!(c.count("entries", 1).unwrap_err().kind, FaultKind::TooLarge { value: 200, ceiling: 2, .. }));
+        assert!(matches!(
+            c.count("entries", 1).unwrap_err().kind,
+            FaultKind::TooLarge {
+                value: 200,
+                ceiling: 2,
+                ..
+            }
+        ));
     }
 }

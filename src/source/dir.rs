@@ -1,0 +1,259 @@
+//! A directory on disk as a [`Tree`].
+
+use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
+use std::fs::{self, File, Metadata};
+use std::hash::{Hash as _, Hasher as _};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+/// Directories below this depth are not looked into: no store is deeper than eight.
+const MAX_DEPTH: usize = 16;
+
+/// A directory.
+///
+/// Files are opened read-only, without following links, and without updating their access time
+/// where the system allows that.
+#[derive(Debug)]
+pub struct DirTree {
+    root: PathBuf,
+    mmap: bool,
+}
+
+impl DirTree {
+    /// The tree below `root`. With `mmap`, blocks are mapped instead of read: faster on a warm
+    /// cache, but a bad sector, or a file cut while it is mapped, kills the process (SIGBUS).
+    pub fn new(root: impl Into<PathBuf>, mmap: bool) -> Self {
+        Self {
+            root: root.into(),
+            mmap,
+        }
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn full(&self, path: &Path) -> PathBuf {
+        if path.as_os_str().is_empty() {
+            self.root.clone()
+        } else {
+            self.root.join(path)
+        }
+    }
+
+    fn open(&self, path: &Path) -> io::Result<File> {
+        open_read_only(&self.full(path))
+    }
+}
+
+/// Opens a regular file for reading: no link followed, nothing waited for, access time kept.
+pub fn open_read_only(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let open = |flags: rustix::fs::OFlags| {
+        fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits() as i32)
+            .open(path)
+    };
+    // Only the owner may ask not to touch the access time.
+    #[cfg(target_os = "linux")]
+    let file = open(flags | rustix::fs::OFlags::NOATIME).or_else(|e| {
+        if e.kind() == io::ErrorKind::PermissionDenied {
+            open(flags)
+        } else {
+            Err(e)
+        }
+    })?;
+    #[cfg(not(target_os = "linux"))]
+    let file = open(flags)?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ))
+    }
+}
+
+fn kind(meta: &Metadata) -> ChildKind {
+    let t = meta.file_type();
+    if t.is_file() {
+        ChildKind::File
+    } else if t.is_dir() {
+        ChildKind::Dir
+    } else if t.is_symlink() {
+        ChildKind::Symlink
+    } else {
+        ChildKind::Other
+    }
+}
+
+fn child(name: std::ffi::OsString, meta: &Metadata) -> Child {
+    let modified = meta
+        .mtime()
+        .saturating_mul(1_000_000_000)
+        .saturating_add(meta.mtime_nsec());
+    Child {
+        name,
+        kind: kind(meta),
+        len: if meta.is_file() { meta.len() } else { 0 },
+        modified,
+    }
+}
+
+impl Tree for DirTree {
+    fn children(&self, dir: &Path) -> io::Result<Vec<Child>> {
+        let mut out = Vec::new();
+        for entry in fs::read_dir(self.full(dir))? {
+            let entry = entry?;
+            match entry.metadata() {
+                Ok(meta) => out.push(child(entry.file_name(), &meta)),
+                // Gone since it was listed: a running server, which the fingerprint will show.
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(e),
+            }
+        }
+        out.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        Ok(out)
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Child> {
+        let full = self.full(path);
+        let meta = fs::symlink_metadata(&full)?;
+        Ok(child(
+            full.file_name().unwrap_or_default().to_owned(),
+            &meta,
+        ))
+    }
+
+    fn read_into(
+        &self,
+        path: &Path,
+        buf: &mut Vec<u8>,
+        ceiling: u64,
+    ) -> Result<Vec<ReadFault>, ReadError> {
+        buf.clear();
+        let file = self.open(path)?;
+        let len = file.metadata()?.len();
+        if len > ceiling {
+            return Err(ReadError::TooLarge { len, ceiling });
+        }
+        buf.reserve(usize::try_from(len).unwrap_or(0).saturating_add(1));
+        // A file that grows meanwhile does not lead past the ceiling.
+        file.take(ceiling).read_to_end(buf)?;
+        Ok(Vec::new())
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        let file = self.open(path)?;
+        let mut done = 0usize;
+        while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
+            match file.read_at(rest, offset.saturating_add(done as u64)) {
+                Ok(0) => break,
+                Ok(n) => done = done.saturating_add(n),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(done)
+    }
+
+    fn map(&self, path: &Path) -> Option<io::Result<memmap2::Mmap>> {
+        if !self.mmap {
+            return None;
+        }
+        Some(self.open(path).and_then(|file| {
+            #[expect(
+                unsafe_code,
+                reason = "the user asked for --mmap, whose help says that a file cut meanwhile or a bad sector kills the process; \
+                          the bytes may change under us, which every decoder tolerates"
+            )]
+            unsafe {
+                memmap2::Mmap::map(&file)
+            }
+        }))
+    }
+
+    fn fingerprint(&self, dir: &Path) -> Option<u64> {
+        let mut total = 0u64;
+        let mut stack = vec![(self.full(dir), 0usize)];
+        while let Some((dir, depth)) = stack.pop() {
+            let Ok(entries) = fs::read_dir(&dir) else {
+                continue;
+            };
+            for entry in entries.flatten() {
+                let Ok(meta) = entry.metadata() else { continue };
+                let mut h = std::hash::DefaultHasher::new();
+                entry.path().as_os_str().as_bytes().hash(&mut h);
+                (meta.ino(), meta.is_dir()).hash(&mut h);
+                if meta.is_dir() {
+                    if depth < MAX_DEPTH {
+                        stack.push((entry.path(), depth + 1));
+                    }
+                } else {
+                    (meta.len(), meta.mtime(), meta.mtime_nsec()).hash(&mut h);
+                }
+                // Order of listing does not matter.
+                total = total.wrapping_add(h.finish());
+            }
+        }
+        Some(total)
+    }
+}
+
+/// A single file as a tree of one.
+#[derive(Debug)]
+pub struct FileTree {
+    dir: DirTree,
+    name: std::ffi::OsString,
+}
+
+impl FileTree {
+    /// `path` must have a file name.
+    pub fn new(path: &Path, mmap: bool) -> Option<Self> {
+        let name = path.file_name()?.to_owned();
+        let parent = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
+        Some(Self {
+            dir: DirTree::new(parent, mmap),
+            name,
+        })
+    }
+}
+
+impl Tree for FileTree {
+    fn children(&self, dir: &Path) -> io::Result<Vec<Child>> {
+        if dir.as_os_str().is_empty() {
+            Ok(vec![self.dir.stat(Path::new(&self.name))?])
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Child> {
+        self.dir.stat(path)
+    }
+
+    fn read_into(
+        &self,
+        path: &Path,
+        buf: &mut Vec<u8>,
+        ceiling: u64,
+    ) -> Result<Vec<ReadFault>, ReadError> {
+        self.dir.read_into(path, buf, ceiling)
+    }
+
+    fn read_at(&self, path: &Path, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        self.dir.read_at(path, offset, buf)
+    }
+
+    fn map(&self, path: &Path) -> Option<io::Result<memmap2::Mmap>> {
+        self.dir.map(path)
+    }
+}

@@ -1,0 +1,101 @@
+//! A tree of files that can only be read: a directory, or the members of an archive.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+/// What a name in a [`Tree`] stands for. Links are never followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ChildKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Dir,
+    /// A symbolic link.
+    Symlink,
+    /// A device, socket, pipe.
+    Other,
+}
+
+/// One name in a directory.
+#[derive(Debug, Clone)]
+pub struct Child {
+    /// Its name, as bytes on disk.
+    pub name: OsString,
+    /// What it stands for.
+    pub kind: ChildKind,
+    /// Length in bytes (files).
+    pub len: u64,
+    /// Time of last change, ns since the epoch (0 where the source has none).
+    pub modified: i64,
+}
+
+/// Damage of the container that bytes were read through (an archive's S2 frames), by offset in the
+/// file that was read. Bytes there are zeros or unproven.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReadFault {
+    /// Offset in the file read.
+    pub offset: u64,
+    /// What is wrong, with the place in the container.
+    pub detail: String,
+}
+
+/// Why a file could not be read at all.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// Over the ceiling for files of its kind.
+    #[error("{len} bytes, over the ceiling of {ceiling}")]
+    TooLarge {
+        /// Its length.
+        len: u64,
+        /// What it may be at most.
+        ceiling: u64,
+    },
+    /// The operating system's word.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl ReadError {
+    /// True when there is no such file.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io(e) if e.kind() == io::ErrorKind::NotFound)
+    }
+}
+
+/// A read-only tree of files. Paths are relative to its root; the empty path is the root.
+pub trait Tree: Send + Sync + fmt::Debug {
+    /// The names in `dir`, sorted.
+    fn children(&self, dir: &Path) -> io::Result<Vec<Child>>;
+
+    /// One name, links not followed.
+    fn stat(&self, path: &Path) -> io::Result<Child>;
+
+    /// Replaces `buf` by the whole file, unless it is over `ceiling`.
+    fn read_into(
+        &self,
+        path: &Path,
+        buf: &mut Vec<u8>,
+        ceiling: u64,
+    ) -> Result<Vec<ReadFault>, ReadError>;
+
+    /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
+    fn read_at(&self, path: &Path, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
+
+    /// Maps the file, where the tree is set up for that (see [`DirTree`](super::dir::DirTree)).
+    fn map(&self, _path: &Path) -> Option<io::Result<memmap2::Mmap>> {
+        None
+    }
+
+    /// True when files are best read in their order, one at a time (a gzip archive).
+    fn sequential(&self) -> bool {
+        false
+    }
+
+    /// A fingerprint of everything below `dir`: names, lengths, times. Two that differ mean that
+    /// something was written in between. `None` where that cannot happen.
+    fn fingerprint(&self, _dir: &Path) -> Option<u64> {
+        None
+    }
+}
