@@ -803,6 +803,19 @@ fn ls(name: &str) {
     }
 }
 
+/// The tiny stores, too, are what their servers said.
+#[test]
+fn tiny_stores() {
+    let names = common::fixture_names("tiny");
+    assert!(names.len() >= 7);
+    for name in names {
+        let fx = Fixture::open_kind("tiny", &name);
+        check_source(&fx, &fx.stores()[0], &expected(&fx), Form::Store, |e| {
+            e.account.clone()
+        });
+    }
+}
+
 /// The same stream, reached by way of each kind of directory.
 #[test]
 fn every_form_of_directory_gives_the_same() {

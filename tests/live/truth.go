@@ -45,8 +45,8 @@ type State struct {
 	NumSubjects int               `json:"num_subjects"`
 	NumDeleted  int               `json:"num_deleted"`
 	Consumers   int               `json:"consumer_count"`
-	Deleted     []uint64          `json:"deleted"`
-	Subjects    map[string]uint64 `json:"subjects"`
+	Deleted     []uint64          `json:"deleted,omitempty"`
+	Subjects    map[string]uint64 `json:"subjects,omitempty"`
 }
 
 // Message as STREAM.MSG.GET gives it.
