@@ -1,7 +1,7 @@
 // Package live tests jetsam against real NATS servers: it starts released servers, uses them, asks them what they
 // hold, stops or kills them, and compares with what jetsam reads out of the directory that is left.
 //
-//	go test                        the whole suite (about four minutes on two cores)
+//	go test -parallel 4            the whole suite (one to two minutes on two cores)
 //	go test -run TestStores/2.15   one server line
 //
 // Environment:
