@@ -692,7 +692,7 @@ mod tests {
             format: "S2 stream",
         });
         let n = good.len() as u64;
-        let stray = |n: usize| [stream(&[good.clone()]), vec![0; n]].concat();
+        let stray = |n: usize| [stream(std::slice::from_ref(&good)), vec![0; n]].concat();
         for (what, buf, offset, kind) in [
             ("no identifier", good.clone(), 0, magic.clone()),
             (
@@ -772,6 +772,8 @@ mod tests {
             let kind = only_fault(&strict(buf).0).kind;
             matches!(kind, FrameFaultKind::Frame(FaultKind::TooLarge { .. }))
         };
+        // The reference's longest encoding of 4 MiB is 4194312 bytes.
+        assert_eq!(MAX_FRAME_BODY, 4_194_312 + 4);
         let full = vec![b'a'; MAX_FRAME_DECODED + 1];
         let exact = &full[..MAX_FRAME_DECODED];
         assert!(
