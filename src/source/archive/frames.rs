@@ -1,0 +1,598 @@
+//! Random access to what an S2-framed file holds, without decoding all of it.
+//!
+//! Every frame (at most 4 MiB, 1 MiB from a server) can be decoded by itself. Opening reads only
+//! the frame headers and remembers where frames begin; a read decodes the frames it touches. The
+//! table is thinned when it grows: between two remembered frames headers are walked again, so
+//! memory is bounded for a file of any number of frames.
+//!
+//! Damage stays local. A frame that does not decode, or whose checksum is wrong, is reported and
+//! its bytes are what could be decoded, then zeros. Where a frame's *header* is damaged the next
+//! frame that proves itself is searched, and what lies between is one such frame.
+
+use super::{MAX_FINDINGS, block};
+use crate::finding::{Code, Finding};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// What a server's writer puts in a frame: all frames but the last are this long.
+const USUAL_BLOCK: u32 = 1 << 20;
+/// Frames remembered at most (16 bytes each).
+const MAX_ANCHORS: usize = 1 << 20;
+/// Decoded frames kept.
+const CACHED: usize = 3;
+/// Frames this small are not worth keeping.
+const CACHE_FROM: u32 = 4 << 10;
+/// Header read ahead, where frames are small and where they are not.
+const FAR: usize = 32 << 10;
+const NEAR: usize = 32;
+
+/// Reads up to `buf.len()` bytes at `at`; fewer only at the end of the file.
+pub(super) fn pread(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+    let mut done = 0usize;
+    while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
+        match file.read_at(rest, at.saturating_add(done as u64)) {
+            Ok(0) => break,
+            Ok(n) => done = done.saturating_add(n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}
+
+/// A few bytes of a file, read ahead.
+#[derive(Debug, Default)]
+struct Window {
+    at: u64,
+    buf: Vec<u8>,
+}
+
+impl Window {
+    /// Up to `want` bytes at `at`, of which `ahead` are read if they are not here yet.
+    fn get(&mut self, file: &File, at: u64, want: usize, ahead: usize) -> io::Result<&[u8]> {
+        let have = at.checked_sub(self.at).and_then(|skip| usize::try_from(skip).ok());
+        let have = have.filter(|skip| self.buf.len().saturating_sub(*skip) >= want);
+        let start = match have {
+            Some(skip) => skip,
+            None => {
+                self.buf.resize(want.max(ahead), 0);
+                let n = pread(file, at, &mut self.buf)?;
+                self.buf.truncate(n);
+                self.at = at;
+                0
+            }
+        };
+        let rest = self.buf.get(start..).unwrap_or_default();
+        Ok(rest.get(..want).unwrap_or(rest))
+    }
+}
+
+/// A frame whose header cannot be believed.
+#[derive(Debug, Clone, Copy)]
+struct Hole {
+    /// Where the next frame begins.
+    next: u64,
+    /// Decoded bytes assumed for it.
+    decoded: u32,
+}
+
+/// One data frame.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    at: u64,
+    end: u64,
+    decoded_at: u64,
+    decoded: u32,
+    compressed: bool,
+    hole: bool,
+}
+
+enum Step {
+    Data(Frame),
+    /// Padding, an index, an identifier: `end` is where it ends.
+    Other,
+    End,
+    /// It runs past the end of the file.
+    Cut(Frame),
+    Bad(&'static str),
+}
+
+struct Walker<'a> {
+    frames: &'a Frames,
+    window: Window,
+    at: u64,
+    decoded_at: u64,
+    ahead: usize,
+}
+
+impl Walker<'_> {
+    fn step(&mut self) -> io::Result<Step> {
+        let (at, decoded_at, len) = (self.at, self.decoded_at, self.frames.len);
+        if let Some(hole) = self.frames.holes.get(&at) {
+            let frame = Frame {
+                at,
+                end: hole.next,
+                decoded_at,
+                decoded: hole.decoded,
+                compressed: true,
+                hole: true,
+            };
+            return Ok(self.pass(frame));
+        }
+        let header = self.window.get(&self.frames.file, at, block::HEADER, self.ahead)?;
+        let parsed = match block::header(header) {
+            Ok(Some(h)) => h,
+            Ok(None) => return Ok(Step::End),
+            Err(block::HeaderFault::Cut) => {
+                let frame =
+                    Frame { at, end: len, decoded_at, decoded: 0, compressed: true, hole: false };
+                return Ok(Step::Cut(frame));
+            }
+            Err(block::HeaderFault::Bad(why)) => return Ok(Step::Bad(why)),
+        };
+        let end = at.saturating_add(4).saturating_add(u64::from(parsed.body));
+        let (decoded, compressed) = match parsed.kind {
+            block::Kind::Compressed(n) => (n, true),
+            block::Kind::Plain(n) => (n, false),
+            block::Kind::Other => (0, true),
+        };
+        let frame = Frame { at, end, decoded_at, decoded, compressed, hole: false };
+        if end > len {
+            return Ok(Step::Cut(frame));
+        }
+        if matches!(parsed.kind, block::Kind::Other) {
+            self.advance(end);
+            return Ok(Step::Other);
+        }
+        Ok(self.pass(frame))
+    }
+
+    fn advance(&mut self, end: u64) {
+        self.ahead = if end.saturating_sub(self.at) > FAR as u64 { NEAR } else { FAR };
+        self.at = end;
+    }
+
+    fn pass(&mut self, frame: Frame) -> Step {
+        self.advance(frame.end);
+        self.decoded_at = self.decoded_at.saturating_add(u64::from(frame.decoded));
+        Step::Data(frame)
+    }
+
+    /// The next frame with data. Opening has walked here before, so anything else is the end.
+    fn data(&mut self) -> io::Result<Option<Frame>> {
+        loop {
+            match self.step()? {
+                Step::Data(frame) => return Ok(Some(frame)),
+                Step::Other => {}
+                Step::End | Step::Cut(_) | Step::Bad(_) => return Ok(None),
+            }
+        }
+    }
+}
+
+/// A decoded frame and what was wrong with it.
+#[derive(Debug)]
+struct Block {
+    bytes: Vec<u8>,
+    fault: Option<String>,
+}
+
+thread_local! {
+    /// The frame as it is in the file.
+    static BODY: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// An S2-framed file.
+#[derive(Debug)]
+pub(super) struct Frames {
+    file: File,
+    len: u64,
+    /// Where some frames begin: in the file, decoded.
+    anchors: Vec<(u64, u64)>,
+    /// One in so many frames is in `anchors`.
+    stride: u64,
+    decoded: u64,
+    holes: BTreeMap<u64, Hole>,
+    usual: u32,
+    /// How many more candidates a search may decode: keeps hostile files from taking days.
+    trials: u32,
+    cache: Mutex<Vec<(u64, Arc<Block>)>>,
+    /// What is wrong with the frames' headers.
+    pub(super) findings: Vec<Finding>,
+}
+
+impl Frames {
+    fn empty(file: File, len: u64) -> Self {
+        Self {
+            file,
+            len,
+            anchors: Vec::new(),
+            stride: 1,
+            decoded: 0,
+            holes: BTreeMap::new(),
+            usual: USUAL_BLOCK,
+            trials: 10_000,
+            cache: Mutex::default(),
+            findings: Vec::new(),
+        }
+    }
+
+    /// Walks the frame headers.
+    pub(super) fn open(file: File, len: u64) -> io::Result<Self> {
+        let mut frames = Self::empty(file, len);
+        let (mut at, mut decoded_at, mut count) = (0u64, 0u64, 0u64);
+        // Each turn walks until something is wrong, which is then a hole to walk over.
+        loop {
+            let mut anchors = std::mem::take(&mut frames.anchors);
+            let mut stride = frames.stride;
+            let mut walker = frames.walker(at, decoded_at);
+            let stopped = loop {
+                match walker.step()? {
+                    Step::Data(f) => {
+                        if f.decoded == 0 {
+                            continue;
+                        }
+                        if count.is_multiple_of(stride) {
+                            if anchors.len() >= MAX_ANCHORS {
+                                stride = stride.saturating_mul(2);
+                                let mut keep = false;
+                                anchors.retain(|_| {
+                                    keep = !keep;
+                                    keep
+                                });
+                            }
+                            if count.is_multiple_of(stride) {
+                                anchors.push((f.at, f.decoded_at));
+                            }
+                        }
+                        count = count.saturating_add(1);
+                    }
+                    Step::Other => {}
+                    stop => break stop,
+                }
+            };
+            (at, decoded_at) = (walker.at, walker.decoded_at);
+            frames.anchors = anchors;
+            frames.stride = stride;
+            frames.decoded = decoded_at;
+            if count > 0 && frames.usual == USUAL_BLOCK {
+                frames.usual = frames.first_block()?;
+            }
+            let (why, cut) = match stopped {
+                Step::Cut(frame) => ("it runs past the end of the file", Some(frame)),
+                Step::Bad(why) => (why, None),
+                Step::End | Step::Data(_) | Step::Other => return Ok(frames),
+            };
+            let next = if frames.holes.len() < MAX_FINDINGS { frames.search(at)? } else { None };
+            let Some(next) = next else {
+                frames.stop(at, decoded_at, why, cut)?;
+                return Ok(frames);
+            };
+            let decoded = frames.hole_len(at, next)?;
+            frames.holes.insert(at, Hole { next, decoded });
+            frames.findings.push(
+                Finding::new(
+                    Code::ArchiveDamaged,
+                    format!(
+                        "S2 frame header: {why}; reading goes on {} bytes later, {decoded} decoded bytes are taken for lost between",
+                        next.saturating_sub(at)
+                    ),
+                )
+                .offset(at),
+            );
+        }
+    }
+
+    fn walker(&self, at: u64, decoded_at: u64) -> Walker<'_> {
+        Walker { frames: self, window: Window::default(), at, decoded_at, ahead: FAR }
+    }
+
+    fn walker_at(&self, offset: u64) -> Walker<'_> {
+        let after = self.anchors.partition_point(|(_, decoded_at)| *decoded_at <= offset);
+        let (at, decoded_at) =
+            after.checked_sub(1).and_then(|i| self.anchors.get(i)).copied().unwrap_or_default();
+        let mut walker = self.walker(at, decoded_at);
+        if self.stride == 1 {
+            walker.ahead = NEAR;
+        }
+        walker
+    }
+
+    /// Length of the first frame where that is proven and another one follows.
+    fn first_block(&self) -> io::Result<u32> {
+        let mut walker = self.walker_at(0);
+        let Some(frame) = walker.data()?.filter(|f| f.end < self.len && f.decoded > 0) else {
+            return Ok(USUAL_BLOCK);
+        };
+        let mut bytes = vec![0; frame.decoded as usize];
+        let proven = self.decode(&frame, &mut bytes).is_none();
+        Ok(if proven { frame.decoded } else { USUAL_BLOCK })
+    }
+
+    /// Nothing that can be read follows `at`.
+    fn stop(
+        &mut self,
+        at: u64,
+        decoded_at: u64,
+        why: &str,
+        cut: Option<Frame>,
+    ) -> io::Result<()> {
+        let Some(frame) = cut else {
+            self.findings.push(
+                Finding::new(
+                    Code::ArchiveDamaged,
+                    format!("S2 frame header: {why}; nothing after it can be read"),
+                )
+                .offset(at),
+            );
+            return Ok(());
+        };
+        self.findings.push(
+            Finding::new(Code::ArchiveTruncated, "the file ends within an S2 frame").offset(at),
+        );
+        // What is there of the last frame: no checksum proves it, but records may prove themselves.
+        let mut body = vec![0; usize::try_from(self.len.saturating_sub(at)).unwrap_or(0).min(block::MAX_CHUNK)];
+        let n = pread(&self.file, at, &mut body)?;
+        body.truncate(n);
+        let mut out = vec![0; frame.decoded as usize];
+        let kept = match (frame.compressed, body.get(8..)) {
+            (true, Some(body)) => block::decode_prefix(body, &mut out),
+            (false, Some(body)) => body.len().min(out.len()),
+            (_, None) => 0,
+        };
+        let kept = u32::try_from(kept).unwrap_or(0);
+        if kept > 0 {
+            self.holes.insert(at, Hole { next: self.len, decoded: kept });
+            self.anchors.push((at, decoded_at));
+            self.decoded = decoded_at.saturating_add(u64::from(kept));
+        }
+        Ok(())
+    }
+
+    /// Searches the first frame after `from` that proves itself.
+    fn search(&mut self, from: u64) -> io::Result<Option<u64>> {
+        let mut window = Window::default();
+        let mut next = Window::default();
+        let mut at = from.saturating_add(1);
+        while at.saturating_add(8) < self.len {
+            let here = window.get(&self.file, at, block::HEADER, 256 << 10)?;
+            let candidate = match block::header(here) {
+                Ok(Some(h)) => {
+                    let end = at.saturating_add(4).saturating_add(u64::from(h.body));
+                    let decoded = match h.kind {
+                        block::Kind::Compressed(n) | block::Kind::Plain(n) => n,
+                        block::Kind::Other => 0,
+                    };
+                    let likely = decoded == self.usual || end == self.len;
+                    (likely && decoded > 0 && end <= self.len).then_some((h, end, decoded))
+                }
+                _ => None,
+            };
+            if let Some((h, end, decoded)) = candidate {
+                let follows = next.get(&self.file, end, block::HEADER, NEAR)?;
+                if block::header(follows).is_ok() {
+                    let compressed = matches!(h.kind, block::Kind::Compressed(_));
+                    let frame =
+                        Frame { at, end, decoded_at: 0, decoded, compressed, hole: false };
+                    let Some(left) = self.trials.checked_sub(1) else { return Ok(None) };
+                    self.trials = left;
+                    let mut bytes = vec![0; decoded as usize];
+                    if self.decode(&frame, &mut bytes).is_none() {
+                        return Ok(Some(at));
+                    }
+                }
+            }
+            at = at.saturating_add(1);
+        }
+        Ok(None)
+    }
+
+    /// How many decoded bytes lie between a damaged frame header and the next good one: exact
+    /// where only the header is damaged.
+    fn hole_len(&self, at: u64, next: u64) -> io::Result<u32> {
+        let body = next.saturating_sub(at);
+        if body < 32 {
+            return Ok(0);
+        }
+        let mut bytes = vec![0; block::MAX_BLOCK as usize];
+        let claim = {
+            let mut head = [0; block::HEADER];
+            let n = pread(&self.file, at, &mut head)?;
+            block::claim(head.get(8..n).unwrap_or_default()).unwrap_or(0)
+        };
+        for decoded in [claim, u32::try_from(body.saturating_sub(8)).unwrap_or(u32::MAX)] {
+            let frame = Frame { at, end: next, decoded_at: 0, decoded, compressed: true, hole: true };
+            if let Some(out) = bytes.get_mut(..decoded as usize)
+                && self.decode(&frame, out).is_none()
+            {
+                return Ok(decoded);
+            }
+        }
+        // Several frames may be gone: as many as have room, by what frames took so far.
+        let (frames, taken) = (self.decoded / u64::from(self.usual).max(1), at);
+        let each = taken.checked_div(frames).unwrap_or(0).max(1);
+        let lost = if frames == 0 { 1 } else { (body.saturating_add(each / 2) / each).max(1) };
+        Ok(u32::try_from(lost.saturating_mul(u64::from(self.usual))).unwrap_or(self.usual))
+    }
+
+    /// Decodes a frame into `out`, which is as long as it claims to be. What could not be decoded
+    /// is zeros; the fault says why.
+    fn decode(&self, frame: &Frame, out: &mut [u8]) -> Option<String> {
+        let size = frame.end.saturating_sub(frame.at).saturating_sub(4);
+        let size = usize::try_from(size).unwrap_or(usize::MAX).min(block::MAX_CHUNK);
+        BODY.with_borrow_mut(|body| {
+            body.resize(size, 0);
+            match pread(&self.file, frame.at.saturating_add(4), body) {
+                Ok(n) => body.truncate(n),
+                Err(e) => {
+                    out.fill(0);
+                    return Some(format!("cannot be read: {e}"));
+                }
+            }
+            let (crc, body) = body.split_first_chunk::<4>()?;
+            let crc = u32::from_le_bytes(*crc);
+            if frame.hole {
+                if body.len() == out.len() && block::masked_crc(body) == crc {
+                    out.copy_from_slice(body);
+                    return None;
+                }
+                // A tail that was cut while it was not compressed.
+                if body.len() == out.len() && block::claim(body).is_none() {
+                    out.copy_from_slice(body);
+                    return Some("its checksum does not match".to_owned());
+                }
+            }
+            if frame.compressed {
+                if let Err(why) = block::decode(body, out) {
+                    return Some(why);
+                }
+            } else {
+                let n = body.len().min(out.len());
+                if let (Some(dst), Some(src)) = (out.get_mut(..n), body.get(..n)) {
+                    dst.copy_from_slice(src);
+                }
+                if let Some(rest) = out.get_mut(n..) {
+                    rest.fill(0);
+                }
+            }
+            (block::masked_crc(out) != crc).then(|| "its checksum does not match".to_owned())
+        })
+    }
+
+    fn cached(&self, frame: &Frame) -> Arc<Block> {
+        let find = |cache: &mut Vec<(u64, Arc<Block>)>| {
+            let i = cache.iter().position(|(at, _)| *at == frame.at)?;
+            let hit = cache.remove(i);
+            let found = hit.1.clone();
+            cache.push(hit);
+            Some(found)
+        };
+        let lock = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if frame.decoded >= CACHE_FROM
+            && let Some(block) = find(&mut lock())
+        {
+            return block;
+        }
+        let mut bytes = vec![0; frame.decoded as usize];
+        let fault = self.decode(frame, &mut bytes);
+        let block = Arc::new(Block { bytes, fault });
+        if frame.decoded >= CACHE_FROM {
+            let mut cache = lock();
+            if cache.len() >= CACHED {
+                cache.remove(0);
+            }
+            cache.push((frame.at, block.clone()));
+        }
+        block
+    }
+
+    /// Decoded length.
+    pub(super) fn decoded(&self) -> u64 {
+        self.decoded
+    }
+
+    /// Reads decoded bytes; fewer than `out` only at the end. `fault` gets the decoded range of
+    /// bytes that are not proven.
+    pub(super) fn read(
+        &self,
+        offset: u64,
+        out: &mut [u8],
+        fault: &mut dyn FnMut(Range<u64>, String),
+    ) -> io::Result<usize> {
+        let left = usize::try_from(self.decoded.saturating_sub(offset)).unwrap_or(usize::MAX);
+        let want = out.len().min(left);
+        let mut walker = self.walker_at(offset);
+        let mut done = 0usize;
+        while done < want {
+            let Some(frame) = walker.data()? else { break };
+            let at = offset.saturating_add(done as u64);
+            let end = frame.decoded_at.saturating_add(u64::from(frame.decoded));
+            if end <= at {
+                continue;
+            }
+            let skip = usize::try_from(at.saturating_sub(frame.decoded_at)).unwrap_or(usize::MAX);
+            let n = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(want.saturating_sub(done));
+            let Some(dst) = out.get_mut(done..done.saturating_add(n)) else { break };
+            let why = if frame.decoded > block::MAX_BLOCK {
+                dst.fill(0);
+                Some("lost".to_owned())
+            } else if n == frame.decoded as usize {
+                self.decode(&frame, dst)
+            } else {
+                let block = self.cached(&frame);
+                if let Some(src) = block.bytes.get(skip..skip.saturating_add(n)) {
+                    dst.copy_from_slice(src);
+                }
+                block.fault.clone()
+            };
+            if let Some(why) = why {
+                let range = at..at.saturating_add(n as u64);
+                fault(range, format!("the archive's S2 frame at {}: {why}", frame.at));
+            }
+            done = done.saturating_add(n);
+        }
+        Ok(done)
+    }
+
+    /// Where a read that begins at `offset` best ends: at the end of a frame.
+    pub(super) fn segment_end(&self, offset: u64) -> u64 {
+        let from = offset.saturating_add(u64::from(USUAL_BLOCK / 2));
+        let next = self.anchors.partition_point(|(_, decoded_at)| *decoded_at < from);
+        let end = self.anchors.get(next).map_or(self.decoded, |(_, decoded_at)| *decoded_at);
+        end.min(offset.saturating_add(u64::from(block::MAX_BLOCK)))
+    }
+
+    /// The place in the file of the frame that holds a decoded offset.
+    pub(super) fn frame_at(&self, offset: u64) -> io::Result<Option<(u64, u64)>> {
+        let mut walker = self.walker_at(offset);
+        while let Some(frame) = walker.data()? {
+            if frame.decoded_at.saturating_add(u64::from(frame.decoded)) > offset {
+                return Ok(Some((frame.at, frame.end)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Length of the file.
+    pub(super) fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+const S2: &[u8] = b"\xff\x06\0\0S2sTwO";
+const SNAPPY: &[u8] = b"\xff\x06\0\0sNaPpY";
+
+/// Whether a file with these first bytes is S2-framed.
+pub(super) fn is_framed(head: &[u8]) -> bool {
+    head.starts_with(S2) || head.starts_with(SNAPPY)
+}
+
+/// Whether this is all there is of an S2-framed file.
+pub(super) fn is_cut_identifier(file: &[u8]) -> bool {
+    S2.starts_with(file) || SNAPPY.starts_with(file)
+}
+
+/// Whether a file is S2-framed but for its first bytes: a frame that proves itself follows them.
+pub(super) fn lost_identifier(file: File, len: u64, head: &[u8]) -> io::Result<bool> {
+    let at = S2.len() as u64;
+    let Ok(Some(h)) = block::header(head.get(S2.len()..).unwrap_or_default()) else {
+        return Ok(false);
+    };
+    let end = at.saturating_add(4).saturating_add(u64::from(h.body));
+    let (decoded, compressed) = match h.kind {
+        block::Kind::Compressed(n) => (n, true),
+        block::Kind::Plain(n) => (n, false),
+        block::Kind::Other => return Ok(false),
+    };
+    if end > len || decoded == 0 {
+        return Ok(false);
+    }
+    let frame = Frame { at, end, decoded_at: 0, decoded, compressed, hole: false };
+    let mut out = vec![0; decoded as usize];
+    Ok(Frames::empty(file, len).decode(&frame, &mut out).is_none())
+}
