@@ -225,6 +225,16 @@ impl Frames {
     /// Walks the frame headers.
     pub(super) fn open(file: File, len: u64) -> io::Result<Self> {
         let mut frames = Self::empty(file, len);
+        let mut head = [0; S2.len()];
+        pread(&frames.file, 0, &mut head)?;
+        if !is_framed(&head) {
+            let detail = "the S2 identifier at the start is damaged";
+            frames.findings.push(Finding::new(Code::ArchiveDamaged, detail).offset(0));
+            frames.holes.insert(0, Hole { next: head.len() as u64, decoded: 0 });
+        }
+        let mut doubts = MAX_FINDINGS;
+        // The last frame with data: if what follows makes no sense, its length may be wrong.
+        let mut last: Option<Frame> = None;
         let (mut at, mut decoded_at, mut count) = (0u64, 0u64, 0u64);
         // Each turn walks until something is wrong, which is then a hole to walk over.
         loop {
@@ -232,8 +242,17 @@ impl Frames {
             let mut stride = frames.stride;
             let mut walker = frames.walker(at, decoded_at);
             let stopped = loop {
+                let before = (walker.at, walker.decoded_at);
                 match walker.step()? {
                     Step::Data(f) => {
+                        // A length that is not the usual one: damage would shift all that follows.
+                        if f.decoded != walker.frames.usual && !f.hole && f.end < len && doubts > 0 {
+                            doubts = doubts.saturating_sub(1);
+                            if !walker.frames.proves(&f) {
+                                (walker.at, walker.decoded_at) = before;
+                                break Step::Bad("its kind or length cannot be right");
+                            }
+                        }
                         if f.decoded == 0 {
                             continue;
                         }
@@ -251,8 +270,15 @@ impl Frames {
                             }
                         }
                         count = count.saturating_add(1);
+                        last = Some(f);
                     }
-                    Step::Other => {}
+                    Step::Other => {
+                        if doubts > 0 && walker.frames.is_hidden(before.0, walker.at)? {
+                            doubts = doubts.saturating_sub(1);
+                            (walker.at, walker.decoded_at) = before;
+                            break Step::Bad("its kind is damaged");
+                        }
+                    }
                     stop => break stop,
                 }
             };
@@ -268,23 +294,31 @@ impl Frames {
                 Step::Bad(why) => (why, None),
                 Step::End | Step::Data(_) | Step::Other => return Ok(frames),
             };
+            let (stopped_at, stopped_decoded) = (at, decoded_at);
+            if let Some(f) = last.take().filter(|f| !f.hole) {
+                if frames.proves(&f) {
+                    (at, decoded_at) = (f.end, f.decoded_at.saturating_add(u64::from(f.decoded)));
+                } else {
+                    (at, decoded_at) = (f.at, f.decoded_at);
+                    count = count.saturating_sub(1);
+                    frames.anchors.pop_if(|(a, _)| *a == f.at);
+                }
+            }
             let next = if frames.holes.len() < MAX_FINDINGS { frames.search(at)? } else { None };
             let Some(next) = next else {
-                frames.stop(at, decoded_at, why, cut)?;
+                frames.stop(stopped_at, stopped_decoded, why, cut)?;
                 return Ok(frames);
             };
-            let decoded = frames.hole_len(at, next)?;
+            frames.decoded = decoded_at;
+            let (decoded, proven) = frames.hole_len(at, next)?;
             frames.holes.insert(at, Hole { next, decoded });
-            frames.findings.push(
-                Finding::new(
-                    Code::ArchiveDamaged,
-                    format!(
-                        "S2 frame header: {why}; reading goes on {} bytes later, {decoded} decoded bytes are taken for lost between",
-                        next.saturating_sub(at)
-                    ),
-                )
-                .offset(at),
-            );
+            let detail = if proven {
+                format!("S2 frame header: {why}; the frame's content is proven all the same")
+            } else {
+                let skipped = next.saturating_sub(at);
+                format!("S2 frame header: {why}; reading goes on {skipped} bytes later, {decoded} decoded bytes are taken for lost")
+            };
+            frames.findings.push(Finding::new(Code::ArchiveDamaged, detail).offset(at));
         }
     }
 
@@ -303,15 +337,34 @@ impl Frames {
         walker
     }
 
+    /// Whether a frame decodes and matches its checksum.
+    fn proves(&self, frame: &Frame) -> bool {
+        let mut bytes = vec![0; frame.decoded as usize];
+        self.decode(frame, &mut bytes).is_none()
+    }
+
+    /// Whether what calls itself padding or the like is a frame with data.
+    fn is_hidden(&self, at: u64, end: u64) -> io::Result<bool> {
+        let size = end.saturating_sub(at);
+        if size < 12 || size > block::MAX_CHUNK as u64 {
+            return Ok(false);
+        }
+        let mut head = [0; block::HEADER];
+        let n = pread(&self.file, at, &mut head)?;
+        let claim = block::claim(head.get(8..n).unwrap_or_default()).unwrap_or(0);
+        if claim != self.usual && size.saturating_sub(8) != u64::from(self.usual) && end != self.len {
+            return Ok(false);
+        }
+        Ok(self.hole_len(at, end)?.1)
+    }
+
     /// Length of the first frame where that is proven and another one follows.
     fn first_block(&self) -> io::Result<u32> {
         let mut walker = self.walker_at(0);
         let Some(frame) = walker.data()?.filter(|f| f.end < self.len && f.decoded > 0) else {
             return Ok(USUAL_BLOCK);
         };
-        let mut bytes = vec![0; frame.decoded as usize];
-        let proven = self.decode(&frame, &mut bytes).is_none();
-        Ok(if proven { frame.decoded } else { USUAL_BLOCK })
+        Ok(if self.proves(&frame) { frame.decoded } else { USUAL_BLOCK })
     }
 
     /// Nothing that can be read follows `at`.
@@ -381,8 +434,7 @@ impl Frames {
                         Frame { at, end, decoded_at: 0, decoded, compressed, hole: false };
                     let Some(left) = self.trials.checked_sub(1) else { return Ok(None) };
                     self.trials = left;
-                    let mut bytes = vec![0; decoded as usize];
-                    if self.decode(&frame, &mut bytes).is_none() {
+                    if self.proves(&frame) {
                         return Ok(Some(at));
                     }
                 }
@@ -394,10 +446,10 @@ impl Frames {
 
     /// How many decoded bytes lie between a damaged frame header and the next good one: exact
     /// where only the header is damaged.
-    fn hole_len(&self, at: u64, next: u64) -> io::Result<u32> {
+    fn hole_len(&self, at: u64, next: u64) -> io::Result<(u32, bool)> {
         let body = next.saturating_sub(at);
-        if body < 32 {
-            return Ok(0);
+        if body < 12 {
+            return Ok((0, false));
         }
         let mut bytes = vec![0; block::MAX_BLOCK as usize];
         let claim = {
@@ -410,14 +462,15 @@ impl Frames {
             if let Some(out) = bytes.get_mut(..decoded as usize)
                 && self.decode(&frame, out).is_none()
             {
-                return Ok(decoded);
+                return Ok((decoded, true));
             }
         }
         // Several frames may be gone: as many as have room, by what frames took so far.
         let (frames, taken) = (self.decoded / u64::from(self.usual).max(1), at);
         let each = taken.checked_div(frames).unwrap_or(0).max(1);
         let lost = if frames == 0 { 1 } else { (body.saturating_add(each / 2) / each).max(1) };
-        Ok(u32::try_from(lost.saturating_mul(u64::from(self.usual))).unwrap_or(self.usual))
+        let lost = lost.saturating_mul(u64::from(self.usual));
+        Ok((u32::try_from(lost).unwrap_or(self.usual), false))
     }
 
     /// Decodes a frame into `out`, which is as long as it claims to be. What could not be decoded
@@ -593,6 +646,5 @@ pub(super) fn lost_identifier(file: File, len: u64, head: &[u8]) -> io::Result<b
         return Ok(false);
     }
     let frame = Frame { at, end, decoded_at: 0, decoded, compressed, hole: false };
-    let mut out = vec![0; decoded as usize];
-    Ok(Frames::empty(file, len).decode(&frame, &mut out).is_none())
+    Ok(Frames::empty(file, len).proves(&frame))
 }

@@ -234,3 +234,6 @@ impl Notes {
         self.found
     }
 }
+
+#[cfg(test)]
+mod tests;

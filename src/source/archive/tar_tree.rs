@@ -52,20 +52,23 @@ struct Headers<'a> {
     at: u64,
     buf: Vec<u8>,
     proven: bool,
+    /// Why not, until that was reported.
+    fault: Option<String>,
 }
 
 impl Headers<'_> {
     fn load(&mut self, at: u64, len: u64) -> io::Result<()> {
-        let mut proven = true;
+        self.fault = None;
         self.buf.resize(usize::try_from(len).unwrap_or(0), 0);
-        let n = self.container.read(at, &mut self.buf, &mut |_, _| proven = false)?;
+        let fault = &mut self.fault;
+        let n = self.container.read(at, &mut self.buf, &mut |_, why| *fault = Some(why))?;
         self.buf.truncate(n);
-        (self.at, self.proven) = (at, proven);
+        (self.at, self.proven) = (at, self.fault.is_none());
         Ok(())
     }
 
-    /// The header block at `at` (short at the end), and whether its bytes are proven.
-    fn block(&mut self, at: u64) -> io::Result<(&[u8], bool)> {
+    /// The block at `at`, unless the archive ends before its end; and whether it is proven.
+    fn block(&mut self, at: u64) -> io::Result<Option<([u8; tar::BLOCK], bool)>> {
         let inside = at >= self.at
             && at.saturating_add(BLOCK) <= self.at.saturating_add(self.buf.len() as u64);
         if !inside || !self.proven {
@@ -76,8 +79,8 @@ impl Headers<'_> {
             }
         }
         let from = usize::try_from(at.saturating_sub(self.at)).unwrap_or(usize::MAX);
-        let rest = self.buf.get(from..).unwrap_or_default();
-        Ok((rest.get(..tar::BLOCK).unwrap_or(rest), self.proven))
+        let block = self.buf.get(from..).and_then(|rest| rest.first_chunk());
+        Ok(block.map(|b| (*b, self.proven)))
     }
 }
 
@@ -229,7 +232,7 @@ impl Index<'_> {
 
     /// Walks the archive. Gives the end of the end marker, if there is one.
     fn walk(&mut self, file_len: u64) -> io::Result<Option<u64>> {
-        let mut headers = Headers { container: self.container, at: 0, buf: Vec::new(), proven: true };
+        let mut headers = Headers { container: self.container, at: 0, buf: Vec::new(), proven: true, fault: None };
         let mut at = 0u64;
         let mut walked = 0u64;
         let mut ext = Extended::default();
@@ -238,13 +241,20 @@ impl Index<'_> {
         let mut search_left = file_len.saturating_mul(32).max(1 << 30);
         // Where a row of zero blocks began.
         let mut zeros: Option<u64> = None;
+        let mut reported: Option<String> = None;
         loop {
-            let (block, proven) = headers.block(at)?;
-            if block.len() < tar::BLOCK {
+            let block = headers.block(at)?;
+            if let Some(why) = headers.fault.take()
+                && reported.as_ref() != Some(&why)
+            {
+                self.damaged(at, &why);
+                reported = Some(why);
+            }
+            let Some((block, proven)) = block else {
                 // After damage the marker need not be where a header was expected.
                 let ended = zeros.filter(|from| at.saturating_sub(*from) >= 2 * BLOCK);
                 return Ok(ended.map(|from| from.saturating_add(2 * BLOCK)));
-            }
+            };
             if block.iter().all(|b| *b == 0) {
                 let from = *zeros.get_or_insert(at);
                 at = at.saturating_add(BLOCK);
@@ -266,7 +276,7 @@ impl Index<'_> {
                 }
                 continue;
             }
-            let header = tar::header(block);
+            let header = tar::header(&block);
             if zeros.take().is_some() && !searching {
                 self.damaged(at, "a single block of zeros, which ends the archive for a server, and more after it");
             }
