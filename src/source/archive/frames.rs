@@ -55,7 +55,9 @@ struct Window {
 impl Window {
     /// Up to `want` bytes at `at`, of which `ahead` are read if they are not here yet.
     fn get(&mut self, file: &File, at: u64, want: usize, ahead: usize) -> io::Result<&[u8]> {
-        let have = at.checked_sub(self.at).and_then(|skip| usize::try_from(skip).ok());
+        let have = at
+            .checked_sub(self.at)
+            .and_then(|skip| usize::try_from(skip).ok());
         let have = have.filter(|skip| self.buf.len().saturating_sub(*skip) >= want);
         let start = match have {
             Some(skip) => skip,
@@ -124,13 +126,21 @@ impl Walker<'_> {
             };
             return Ok(self.pass(frame));
         }
-        let header = self.window.get(&self.frames.file, at, block::HEADER, self.ahead)?;
+        let header = self
+            .window
+            .get(&self.frames.file, at, block::HEADER, self.ahead)?;
         let parsed = match block::header(header) {
             Ok(Some(h)) => h,
             Ok(None) => return Ok(Step::End),
             Err(block::HeaderFault::Cut) => {
-                let frame =
-                    Frame { at, end: len, decoded_at, decoded: 0, compressed: true, hole: false };
+                let frame = Frame {
+                    at,
+                    end: len,
+                    decoded_at,
+                    decoded: 0,
+                    compressed: true,
+                    hole: false,
+                };
                 return Ok(Step::Cut(frame));
             }
             Err(block::HeaderFault::Bad(why)) => return Ok(Step::Bad(why)),
@@ -141,7 +151,14 @@ impl Walker<'_> {
             block::Kind::Plain(n) => (n, false),
             block::Kind::Other => (0, true),
         };
-        let frame = Frame { at, end, decoded_at, decoded, compressed, hole: false };
+        let frame = Frame {
+            at,
+            end,
+            decoded_at,
+            decoded,
+            compressed,
+            hole: false,
+        };
         if end > len {
             return Ok(Step::Cut(frame));
         }
@@ -153,7 +170,11 @@ impl Walker<'_> {
     }
 
     fn advance(&mut self, end: u64) {
-        self.ahead = if end.saturating_sub(self.at) > FAR as u64 { NEAR } else { FAR };
+        self.ahead = if end.saturating_sub(self.at) > FAR as u64 {
+            NEAR
+        } else {
+            FAR
+        };
         self.at = end;
     }
 
@@ -229,8 +250,16 @@ impl Frames {
         pread(&frames.file, 0, &mut head)?;
         if !is_framed(&head) {
             let detail = "the S2 identifier at the start is damaged";
-            frames.findings.push(Finding::new(Code::ArchiveDamaged, detail).offset(0));
-            frames.holes.insert(0, Hole { next: head.len() as u64, decoded: 0 });
+            frames
+                .findings
+                .push(Finding::new(Code::ArchiveDamaged, detail).offset(0));
+            frames.holes.insert(
+                0,
+                Hole {
+                    next: head.len() as u64,
+                    decoded: 0,
+                },
+            );
         }
         let mut doubts = MAX_FINDINGS;
         // The last frame with data: if what follows makes no sense, its length may be wrong.
@@ -246,7 +275,8 @@ impl Frames {
                 match walker.step()? {
                     Step::Data(f) => {
                         // A length that is not the usual one: damage would shift all that follows.
-                        if f.decoded != walker.frames.usual && !f.hole && f.end < len && doubts > 0 {
+                        if f.decoded != walker.frames.usual && !f.hole && f.end < len && doubts > 0
+                        {
                             doubts = doubts.saturating_sub(1);
                             if !walker.frames.proves(&f) {
                                 (walker.at, walker.decoded_at) = before;
@@ -304,7 +334,11 @@ impl Frames {
                     frames.anchors.pop_if(|(a, _)| *a == f.at);
                 }
             }
-            let next = if frames.holes.len() < MAX_FINDINGS { frames.search(at)? } else { None };
+            let next = if frames.holes.len() < MAX_FINDINGS {
+                frames.search(at)?
+            } else {
+                None
+            };
             let Some(next) = next else {
                 frames.stop(stopped_at, stopped_decoded, why, cut)?;
                 return Ok(frames);
@@ -316,20 +350,35 @@ impl Frames {
                 format!("S2 frame header: {why}; the frame's content is proven all the same")
             } else {
                 let skipped = next.saturating_sub(at);
-                format!("S2 frame header: {why}; reading goes on {skipped} bytes later, {decoded} decoded bytes are taken for lost")
+                format!(
+                    "S2 frame header: {why}; reading goes on {skipped} bytes later, {decoded} decoded bytes are taken for lost"
+                )
             };
-            frames.findings.push(Finding::new(Code::ArchiveDamaged, detail).offset(at));
+            frames
+                .findings
+                .push(Finding::new(Code::ArchiveDamaged, detail).offset(at));
         }
     }
 
     fn walker(&self, at: u64, decoded_at: u64) -> Walker<'_> {
-        Walker { frames: self, window: Window::default(), at, decoded_at, ahead: FAR }
+        Walker {
+            frames: self,
+            window: Window::default(),
+            at,
+            decoded_at,
+            ahead: FAR,
+        }
     }
 
     fn walker_at(&self, offset: u64) -> Walker<'_> {
-        let after = self.anchors.partition_point(|(_, decoded_at)| *decoded_at <= offset);
-        let (at, decoded_at) =
-            after.checked_sub(1).and_then(|i| self.anchors.get(i)).copied().unwrap_or_default();
+        let after = self
+            .anchors
+            .partition_point(|(_, decoded_at)| *decoded_at <= offset);
+        let (at, decoded_at) = after
+            .checked_sub(1)
+            .and_then(|i| self.anchors.get(i))
+            .copied()
+            .unwrap_or_default();
         let mut walker = self.walker(at, decoded_at);
         if self.stride == 1 {
             walker.ahead = NEAR;
@@ -352,7 +401,8 @@ impl Frames {
         let mut head = [0; block::HEADER];
         let n = pread(&self.file, at, &mut head)?;
         let claim = block::claim(head.get(8..n).unwrap_or_default()).unwrap_or(0);
-        if claim != self.usual && size.saturating_sub(8) != u64::from(self.usual) && end != self.len {
+        if claim != self.usual && size.saturating_sub(8) != u64::from(self.usual) && end != self.len
+        {
             return Ok(false);
         }
         Ok(self.hole_len(at, end)?.1)
@@ -364,17 +414,15 @@ impl Frames {
         let Some(frame) = walker.data()?.filter(|f| f.end < self.len && f.decoded > 0) else {
             return Ok(USUAL_BLOCK);
         };
-        Ok(if self.proves(&frame) { frame.decoded } else { USUAL_BLOCK })
+        Ok(if self.proves(&frame) {
+            frame.decoded
+        } else {
+            USUAL_BLOCK
+        })
     }
 
     /// Nothing that can be read follows `at`.
-    fn stop(
-        &mut self,
-        at: u64,
-        decoded_at: u64,
-        why: &str,
-        cut: Option<Frame>,
-    ) -> io::Result<()> {
+    fn stop(&mut self, at: u64, decoded_at: u64, why: &str, cut: Option<Frame>) -> io::Result<()> {
         let Some(frame) = cut else {
             self.findings.push(
                 Finding::new(
@@ -389,7 +437,12 @@ impl Frames {
             Finding::new(Code::ArchiveTruncated, "the file ends within an S2 frame").offset(at),
         );
         // What is there of the last frame: no checksum proves it, but records may prove themselves.
-        let mut body = vec![0; usize::try_from(self.len.saturating_sub(at)).unwrap_or(0).min(block::MAX_CHUNK)];
+        let mut body = vec![
+            0;
+            usize::try_from(self.len.saturating_sub(at))
+                .unwrap_or(0)
+                .min(block::MAX_CHUNK)
+        ];
         let n = pread(&self.file, at, &mut body)?;
         body.truncate(n);
         let mut out = vec![0; frame.decoded as usize];
@@ -400,7 +453,13 @@ impl Frames {
         };
         let kept = u32::try_from(kept).unwrap_or(0);
         if kept > 0 {
-            self.holes.insert(at, Hole { next: self.len, decoded: kept });
+            self.holes.insert(
+                at,
+                Hole {
+                    next: self.len,
+                    decoded: kept,
+                },
+            );
             self.anchors.push((at, decoded_at));
             self.decoded = decoded_at.saturating_add(u64::from(kept));
         }
@@ -430,9 +489,17 @@ impl Frames {
                 let follows = next.get(&self.file, end, block::HEADER, NEAR)?;
                 if block::header(follows).is_ok() {
                     let compressed = matches!(h.kind, block::Kind::Compressed(_));
-                    let frame =
-                        Frame { at, end, decoded_at: 0, decoded, compressed, hole: false };
-                    let Some(left) = self.trials.checked_sub(1) else { return Ok(None) };
+                    let frame = Frame {
+                        at,
+                        end,
+                        decoded_at: 0,
+                        decoded,
+                        compressed,
+                        hole: false,
+                    };
+                    let Some(left) = self.trials.checked_sub(1) else {
+                        return Ok(None);
+                    };
                     self.trials = left;
                     if self.proves(&frame) {
                         return Ok(Some(at));
@@ -457,8 +524,18 @@ impl Frames {
             let n = pread(&self.file, at, &mut head)?;
             block::claim(head.get(8..n).unwrap_or_default()).unwrap_or(0)
         };
-        for decoded in [claim, u32::try_from(body.saturating_sub(8)).unwrap_or(u32::MAX)] {
-            let frame = Frame { at, end: next, decoded_at: 0, decoded, compressed: true, hole: true };
+        for decoded in [
+            claim,
+            u32::try_from(body.saturating_sub(8)).unwrap_or(u32::MAX),
+        ] {
+            let frame = Frame {
+                at,
+                end: next,
+                decoded_at: 0,
+                decoded,
+                compressed: true,
+                hole: true,
+            };
             if let Some(out) = bytes.get_mut(..decoded as usize)
                 && self.decode(&frame, out).is_none()
             {
@@ -468,7 +545,11 @@ impl Frames {
         // Several frames may be gone: as many as have room, by what frames took so far.
         let (frames, taken) = (self.decoded / u64::from(self.usual).max(1), at);
         let each = taken.checked_div(frames).unwrap_or(0).max(1);
-        let lost = if frames == 0 { 1 } else { (body.saturating_add(each / 2) / each).max(1) };
+        let lost = if frames == 0 {
+            1
+        } else {
+            (body.saturating_add(each / 2) / each).max(1)
+        };
         let lost = lost.saturating_mul(u64::from(self.usual));
         Ok((u32::try_from(lost).unwrap_or(self.usual), false))
     }
@@ -477,7 +558,9 @@ impl Frames {
     /// is zeros; the fault says why.
     fn decode(&self, frame: &Frame, out: &mut [u8]) -> Option<String> {
         let size = frame.end.saturating_sub(frame.at).saturating_sub(4);
-        let size = usize::try_from(size).unwrap_or(usize::MAX).min(block::MAX_CHUNK);
+        let size = usize::try_from(size)
+            .unwrap_or(usize::MAX)
+            .min(block::MAX_CHUNK);
         BODY.with_borrow_mut(|body| {
             body.resize(size, 0);
             match pread(&self.file, frame.at.saturating_add(4), body) {
@@ -569,8 +652,12 @@ impl Frames {
                 continue;
             }
             let skip = usize::try_from(at.saturating_sub(frame.decoded_at)).unwrap_or(usize::MAX);
-            let n = usize::try_from(end.saturating_sub(at)).unwrap_or(usize::MAX).min(want.saturating_sub(done));
-            let Some(dst) = out.get_mut(done..done.saturating_add(n)) else { break };
+            let n = usize::try_from(end.saturating_sub(at))
+                .unwrap_or(usize::MAX)
+                .min(want.saturating_sub(done));
+            let Some(dst) = out.get_mut(done..done.saturating_add(n)) else {
+                break;
+            };
             let why = if frame.decoded > block::MAX_BLOCK {
                 dst.fill(0);
                 Some("lost".to_owned())
@@ -585,7 +672,10 @@ impl Frames {
             };
             if let Some(why) = why {
                 let range = at..at.saturating_add(n as u64);
-                fault(range, format!("the archive's S2 frame at {}: {why}", frame.at));
+                fault(
+                    range,
+                    format!("the archive's S2 frame at {}: {why}", frame.at),
+                );
             }
             done = done.saturating_add(n);
         }
@@ -595,8 +685,13 @@ impl Frames {
     /// Where a read that begins at `offset` best ends: at the end of a frame.
     pub(super) fn segment_end(&self, offset: u64) -> u64 {
         let from = offset.saturating_add(u64::from(USUAL_BLOCK / 2));
-        let next = self.anchors.partition_point(|(_, decoded_at)| *decoded_at < from);
-        let end = self.anchors.get(next).map_or(self.decoded, |(_, decoded_at)| *decoded_at);
+        let next = self
+            .anchors
+            .partition_point(|(_, decoded_at)| *decoded_at < from);
+        let end = self
+            .anchors
+            .get(next)
+            .map_or(self.decoded, |(_, decoded_at)| *decoded_at);
         end.min(offset.saturating_add(u64::from(block::MAX_BLOCK)))
     }
 
@@ -645,6 +740,13 @@ pub(super) fn lost_identifier(file: File, len: u64, head: &[u8]) -> io::Result<b
     if end > len || decoded == 0 {
         return Ok(false);
     }
-    let frame = Frame { at, end, decoded_at: 0, decoded, compressed, hole: false };
+    let frame = Frame {
+        at,
+        end,
+        decoded_at: 0,
+        decoded,
+        compressed,
+        hole: false,
+    };
     Ok(Frames::empty(file, len).proves(&frame))
 }

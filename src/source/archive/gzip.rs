@@ -48,14 +48,27 @@ pub(super) struct Gzip {
 }
 
 fn start(file: &Arc<File>) -> GzDecoder<BufReader<At>> {
-    GzDecoder::new(BufReader::with_capacity(64 << 10, At { file: file.clone(), at: 0 }))
+    GzDecoder::new(BufReader::with_capacity(
+        64 << 10,
+        At {
+            file: file.clone(),
+            at: 0,
+        },
+    ))
 }
 
 impl Gzip {
     pub(super) fn new(file: File) -> Self {
         let file = Arc::new(file);
-        let state = State { decoder: start(&file), at: 0, end: None };
-        Self { file, state: Mutex::new(state) }
+        let state = State {
+            decoder: start(&file),
+            at: 0,
+            end: None,
+        };
+        Self {
+            file,
+            state: Mutex::new(state),
+        }
     }
 
     /// Reads decoded bytes; fewer than `out` only at the end.
@@ -69,7 +82,9 @@ impl Gzip {
         loop {
             let left = usize::try_from(offset.saturating_sub(state.at)).unwrap_or(usize::MAX);
             let n = left.min(skipped.len());
-            let Some(skip) = skipped.get_mut(..n).filter(|s| !s.is_empty()) else { break };
+            let Some(skip) = skipped.get_mut(..n).filter(|s| !s.is_empty()) else {
+                break;
+            };
             if state.fill(skip)? < n {
                 return Ok(0);
             }
@@ -84,7 +99,11 @@ impl Gzip {
 
     /// How it ends, once that was read.
     pub(super) fn ending(&self) -> Option<End> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).end.clone()
+        self.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .end
+            .clone()
     }
 }
 
@@ -106,8 +125,10 @@ impl State {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => (true, None),
                 Err(e)
-                    if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData)
-                        || e.get_ref().is_some() =>
+                    if matches!(
+                        e.kind(),
+                        io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+                    ) || e.get_ref().is_some() =>
                 {
                     (false, Some(e.to_string()))
                 }
@@ -117,7 +138,12 @@ impl State {
                 let inner = self.decoder.get_mut();
                 io::BufRead::fill_buf(inner).is_ok_and(|rest| !rest.is_empty())
             };
-            self.end = Some(End { at: self.at, cut, fault, trailing });
+            self.end = Some(End {
+                at: self.at,
+                cut,
+                fault,
+                trailing,
+            });
         }
         Ok(done)
     }

@@ -106,7 +106,9 @@ impl Container {
     fn segment_end(&self, offset: u64) -> u64 {
         match self {
             Self::S2(frames) => frames.segment_end(offset),
-            _ => offset.saturating_add(1 << 20).min(self.end().unwrap_or(u64::MAX)),
+            _ => offset
+                .saturating_add(1 << 20)
+                .min(self.end().unwrap_or(u64::MAX)),
         }
     }
 
@@ -150,16 +152,24 @@ pub fn open(path: &Path) -> Result<Opened, ArchiveError> {
         let mut inner = [0; HEAD];
         let n = container.read(0, &mut inner, &mut |_, _| {})?;
         return match inner.get(..n) {
-            Some(inner) if is_tar(inner) => Ok(Opened::Tar(Arc::new(TarTree::open(container, len)?))),
+            Some(inner) if is_tar(inner) => {
+                Ok(Opened::Tar(Arc::new(TarTree::open(container, len)?)))
+            }
             Some(inner) if inner.len() < HEAD => Err(ArchiveError::Truncated { len }),
             _ => Err(ArchiveError::NotAnArchive),
         };
     }
     if head.starts_with(archive_v2::MAGIC) {
-        return Ok(Opened::V2(Arc::new(V2::open(Container::Plain { file, len })?)));
+        return Ok(Opened::V2(Arc::new(V2::open(Container::Plain {
+            file,
+            len,
+        })?)));
     }
     if is_tar(head) {
-        return Ok(Opened::Tar(Arc::new(TarTree::open(Container::Plain { file, len }, len)?)));
+        return Ok(Opened::Tar(Arc::new(TarTree::open(
+            Container::Plain { file, len },
+            len,
+        )?)));
     }
     Err(ArchiveError::NotAnArchive)
 }
@@ -215,7 +225,9 @@ impl Notes {
                 self.kinds.len().saturating_sub(1)
             }
         };
-        let Some((_, code, count)) = self.kinds.get_mut(i) else { return };
+        let Some((_, code, count)) = self.kinds.get_mut(i) else {
+            return;
+        };
         *count = count.saturating_add(1);
         if *count <= MAX_FINDINGS as u64 {
             let finding = finding();
@@ -228,7 +240,8 @@ impl Notes {
         for (kind, code, count) in self.kinds {
             let more = count.saturating_sub(MAX_FINDINGS as u64);
             if more > 0 {
-                self.found.push(Finding::new(code, format!("{kind}: {more} more")));
+                self.found
+                    .push(Finding::new(code, format!("{kind}: {more} more")));
             }
         }
         self.found

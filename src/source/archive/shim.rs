@@ -21,20 +21,32 @@ pub(super) mod tar {
             }
             return Some(v);
         }
-        let s: Vec<u8> = b.iter().copied().filter(|c| *c != 0 && *c != b' ').collect();
+        let s: Vec<u8> = b
+            .iter()
+            .copied()
+            .filter(|c| *c != 0 && *c != b' ')
+            .collect();
         if s.is_empty() {
             return Some(0);
         }
         u64::from_str_radix(std::str::from_utf8(&s).ok()?, 8).ok()
     }
     pub(in super::super) fn is_header(b: &[u8]) -> bool {
-        let Some(field) = b.get(148..156) else { return false };
+        let Some(field) = b.get(148..156) else {
+            return false;
+        };
         let Some(want) = num(field) else { return false };
         let sum: u64 = b
             .iter()
             .take(512)
             .enumerate()
-            .map(|(i, c)| if (148..156).contains(&i) { 32 } else { u64::from(*c) })
+            .map(|(i, c)| {
+                if (148..156).contains(&i) {
+                    32
+                } else {
+                    u64::from(*c)
+                }
+            })
             .sum();
         b.len() >= 512 && want == sum && sum != 256
     }
@@ -53,7 +65,9 @@ pub(super) mod tar {
             name,
             kind: *b.get(156)?,
             size: num(b.get(124..136)?)?,
-            mtime: i64::try_from(num(b.get(136..148)?)?).ok()?.saturating_mul(1_000_000_000),
+            mtime: i64::try_from(num(b.get(136..148)?)?)
+                .ok()?
+                .saturating_mul(1_000_000_000),
         })
     }
     #[derive(Debug, Clone, Default)]
@@ -78,7 +92,12 @@ pub(super) mod tar {
                     let s = std::str::from_utf8(v).ok()?;
                     let (sec, frac) = s.split_once('.').unwrap_or((s, ""));
                     let frac: i64 = format!("{frac:0<9}").get(..9)?.parse().ok()?;
-                    out.mtime = Some(sec.parse::<i64>().ok()?.saturating_mul(1_000_000_000).saturating_add(frac));
+                    out.mtime = Some(
+                        sec.parse::<i64>()
+                            .ok()?
+                            .saturating_mul(1_000_000_000)
+                            .saturating_add(frac),
+                    );
                 }
                 _ if k.starts_with(b"GNU.sparse") => out.sparse = true,
                 _ => {}

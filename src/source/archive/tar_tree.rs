@@ -17,7 +17,7 @@ use std::path::Path;
 
 const BLOCK: u64 = tar::BLOCK as u64;
 /// Members beyond these are not looked at.
-const MAX_MEMBERS: usize = 1_000_000;
+const MAX_MEMBERS: usize = 600_000;
 const MAX_NAMES: usize = 32 << 20;
 const MAX_HEADERS: u64 = 4_000_000;
 /// No stream's files have longer or deeper names.
@@ -61,7 +61,9 @@ impl Headers<'_> {
         self.fault = None;
         self.buf.resize(usize::try_from(len).unwrap_or(0), 0);
         let fault = &mut self.fault;
-        let n = self.container.read(at, &mut self.buf, &mut |_, why| *fault = Some(why))?;
+        let n = self
+            .container
+            .read(at, &mut self.buf, &mut |_, why| *fault = Some(why))?;
         self.buf.truncate(n);
         (self.at, self.proven) = (at, self.fault.is_none());
         Ok(())
@@ -72,7 +74,11 @@ impl Headers<'_> {
         let inside = at >= self.at
             && at.saturating_add(BLOCK) <= self.at.saturating_add(self.buf.len() as u64);
         if !inside || !self.proven {
-            let ahead = self.container.segment_end(at).saturating_sub(at).clamp(BLOCK, AHEAD);
+            let ahead = self
+                .container
+                .segment_end(at)
+                .saturating_sub(at)
+                .clamp(BLOCK, AHEAD);
             self.load(at, ahead)?;
             if !self.proven {
                 self.load(at, BLOCK)?;
@@ -92,6 +98,16 @@ struct Index<'a> {
     notes: Notes,
 }
 
+/// How the walk through the headers ended.
+enum End {
+    /// With the end marker, which ends here.
+    At(u64),
+    /// Without it.
+    Missing,
+    /// Before the end: it went on too long.
+    GaveUp,
+}
+
 /// What extended headers say about the next member.
 #[derive(Debug, Default)]
 struct Extended {
@@ -104,8 +120,16 @@ struct Extended {
 
 fn shown(name: &[u8]) -> String {
     let text = String::from_utf8_lossy(name);
-    let short: String = text.chars().take(200).flat_map(char::escape_debug).collect();
-    if text.chars().nth(200).is_some() { format!("{short}…") } else { short }
+    let short: String = text
+        .chars()
+        .take(200)
+        .flat_map(char::escape_debug)
+        .collect();
+    if text.chars().nth(200).is_some() {
+        format!("{short}…")
+    } else {
+        short
+    }
 }
 
 fn padded(size: u64) -> Option<u64> {
@@ -146,7 +170,9 @@ impl Index<'_> {
         }
         let mut name = raw.to_vec();
         if name.starts_with(b"obs\\") || name.starts_with(b"msgs\\") {
-            name.iter_mut().filter(|c| **c == b'\\').for_each(|c| *c = b'/');
+            name.iter_mut()
+                .filter(|c| **c == b'\\')
+                .for_each(|c| *c = b'/');
             self.member_note(
                 "a name with backslashes, made by a server on Windows: restored anywhere else, the consumers are lost",
                 Severity::Warning,
@@ -185,13 +211,24 @@ impl Index<'_> {
     }
 
     fn add(&mut self, raw: &[u8], member: Member, at: u64) -> bool {
-        let Some(name) = self.clean(raw, at) else { return true };
+        let Some(name) = self.clean(raw, at) else {
+            return true;
+        };
         let ends = |i: usize| name.get(..i).unwrap_or_default();
-        let mut above = name.iter().enumerate().filter(|(_, c)| **c == b'/').map(|(i, _)| i);
+        let mut above = name
+            .iter()
+            .enumerate()
+            .filter(|(_, c)| **c == b'/')
+            .map(|(i, _)| i);
         if below(&self.members, &prefix(&name)).is_some()
             || above.any(|i| self.members.contains_key(ends(i)))
         {
-            self.member_note("a file and a directory of the same name", Severity::Error, raw, at);
+            self.member_note(
+                "a file and a directory of the same name",
+                Severity::Error,
+                raw,
+                at,
+            );
             return true;
         }
         self.names = self.names.saturating_add(name.len());
@@ -199,7 +236,12 @@ impl Index<'_> {
             return false;
         }
         if self.members.insert(name.into(), member).is_some() {
-            self.member_note("a second member of the same name; the last is used", Severity::Error, raw, at);
+            self.member_note(
+                "a second member of the same name; the last is used",
+                Severity::Error,
+                raw,
+                at,
+            );
         }
         true
     }
@@ -224,15 +266,24 @@ impl Index<'_> {
         let container = self.container;
         self.notes.add("tar", || {
             container.locate(
-                Finding::new(Code::ArchiveDamaged, format!("{detail} (at {at} of the tar)")),
+                Finding::new(
+                    Code::ArchiveDamaged,
+                    format!("{detail} (at {at} of the tar)"),
+                ),
                 at,
             )
         });
     }
 
-    /// Walks the archive. Gives the end of the end marker, if there is one.
-    fn walk(&mut self, file_len: u64) -> io::Result<Option<u64>> {
-        let mut headers = Headers { container: self.container, at: 0, buf: Vec::new(), proven: true, fault: None };
+    /// Walks the archive.
+    fn walk(&mut self, file_len: u64) -> io::Result<End> {
+        let mut headers = Headers {
+            container: self.container,
+            at: 0,
+            buf: Vec::new(),
+            proven: true,
+            fault: None,
+        };
         let mut at = 0u64;
         let mut walked = 0u64;
         let mut ext = Extended::default();
@@ -253,7 +304,9 @@ impl Index<'_> {
             let Some((block, proven)) = block else {
                 // After damage the marker need not be where a header was expected.
                 let ended = zeros.filter(|from| at.saturating_sub(*from) >= 2 * BLOCK);
-                return Ok(ended.map(|from| from.saturating_add(2 * BLOCK)));
+                return Ok(
+                    ended.map_or(End::Missing, |from| End::At(from.saturating_add(2 * BLOCK)))
+                );
             };
             if block.iter().all(|b| *b == 0) {
                 let from = *zeros.get_or_insert(at);
@@ -269,10 +322,10 @@ impl Index<'_> {
                     }
                     match search_left.checked_sub(BLOCK) {
                         Some(left) => search_left = left,
-                        None => return Ok(None),
+                        None => return Ok(End::GaveUp),
                     }
                 } else if at.saturating_sub(from) >= 2 * BLOCK {
-                    return Ok(Some(at));
+                    return Ok(End::At(at));
                 }
                 continue;
             }
@@ -293,7 +346,7 @@ impl Index<'_> {
                 at = at.saturating_add(BLOCK);
                 match search_left.checked_sub(BLOCK) {
                     Some(left) => search_left = left,
-                    None => return Ok(None),
+                    None => return Ok(End::GaveUp),
                 }
                 continue;
             };
@@ -343,27 +396,33 @@ impl Index<'_> {
                         b'S' => Some("a sparse file"),
                         _ => Some("a member of an unknown kind"),
                     };
-                    let member = Member { at: data, size, modified: ext.modified.unwrap_or(header.mtime) };
+                    let member = Member {
+                        at: data,
+                        size,
+                        modified: ext.modified.unwrap_or(header.mtime),
+                    };
                     if let Some(why) = refused {
                         self.member_note(why, Severity::Error, &name, at);
                     } else if !self.add(&name, member, at) {
-                        self.too_many();
-                        return Ok(None);
+                        return Ok(self.too_many());
                     }
                 }
             }
             if walked >= MAX_HEADERS {
-                self.too_many();
-                return Ok(None);
+                return Ok(self.too_many());
             }
             at = next;
         }
     }
 
-    fn too_many(&mut self) {
+    fn too_many(&mut self) -> End {
         self.notes.add("members", || {
-            Finding::new(Code::TooLarge, "more members than any stream has; the rest was not looked at")
+            Finding::new(
+                Code::TooLarge,
+                "more members than any stream has; the rest was not looked at",
+            )
         });
+        End::GaveUp
     }
 
     /// Cuts the member that runs past the end.
@@ -386,7 +445,10 @@ impl Index<'_> {
         };
         if let Some(i) = junk {
             let at = end.saturating_add(i as u64);
-            let finding = trailing("bytes after the end of the tar".to_owned(), self.container.place(at));
+            let finding = trailing(
+                "bytes after the end of the tar".to_owned(),
+                self.container.place(at),
+            );
             self.notes.add("after the end", || finding);
             return Ok(());
         }
@@ -399,7 +461,8 @@ impl Index<'_> {
                 {
                     let more = frames.len().saturating_sub(frame_end);
                     let detail = format!("{more} bytes after the S2 frame in which the tar ends");
-                    self.notes.add("after the end", || trailing(detail, Some(frame_end)));
+                    self.notes
+                        .add("after the end", || trailing(detail, Some(frame_end)));
                 }
             }
             Container::Gzip(_) => {}
@@ -408,7 +471,9 @@ impl Index<'_> {
     }
 
     fn gzip_end(&mut self, from: u64) -> io::Result<()> {
-        let Container::Gzip(gzip) = self.container else { return Ok(()) };
+        let Container::Gzip(gzip) = self.container else {
+            return Ok(());
+        };
         // The checksum is at the very end.
         let mut buf = vec![0; 64 << 10];
         let mut at = from;
@@ -417,7 +482,10 @@ impl Index<'_> {
         }
         let Some(end) = gzip.ending() else {
             self.notes.add("after the end", || {
-                Finding::new(Code::ArchiveTrailing, "more than 1 GiB after the end of the tar")
+                Finding::new(
+                    Code::ArchiveTrailing,
+                    "more than 1 GiB after the end of the tar",
+                )
             });
             return Ok(());
         };
@@ -427,11 +495,16 @@ impl Index<'_> {
             });
         }
         if let Some(why) = end.fault {
-            self.notes.add("gzip", || Finding::new(Code::ArchiveDamaged, format!("gzip: {why}")));
+            self.notes.add("gzip", || {
+                Finding::new(Code::ArchiveDamaged, format!("gzip: {why}"))
+            });
         }
         if end.trailing {
             self.notes.add("after the end", || {
-                Finding::new(Code::ArchiveTrailing, "bytes after the end of the gzip stream")
+                Finding::new(
+                    Code::ArchiveTrailing,
+                    "bytes after the end of the gzip stream",
+                )
             });
         }
         Ok(())
@@ -451,8 +524,9 @@ fn prefix(dir: &[u8]) -> Vec<u8> {
 
 /// The first member whose name begins with `prefix`.
 fn below<'a>(members: &'a Members, prefix: &[u8]) -> Option<(&'a [u8], &'a Member)> {
-    let (name, member) =
-        members.range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded)).next()?;
+    let (name, member) = members
+        .range::<[u8], _>((Bound::Included(prefix), Bound::Unbounded))
+        .next()?;
     name.starts_with(prefix).then_some((name, member))
 }
 
@@ -470,14 +544,18 @@ impl TarTree {
         };
         let end = index.walk(file_len)?;
         match end {
-            Some(end) => {
+            End::At(end) => {
                 index.after(end)?;
                 index.gzip_end(end)?;
             }
-            None => {
+            End::GaveUp => {}
+            End::Missing => {
                 index.gzip_end(0)?;
                 index.notes.add("end", || {
-                    Finding::new(Code::ArchiveTruncated, "the tar has no end marker: the backup was interrupted")
+                    Finding::new(
+                        Code::ArchiveTruncated,
+                        "the tar has no end marker: the backup was interrupted",
+                    )
                 });
             }
         }
@@ -487,15 +565,22 @@ impl TarTree {
         let Index { members, notes, .. } = index;
         let mut findings = match &container {
             Container::S2(frames) => frames.findings.clone(),
-            Container::Plain { .. } => vec![
-                Finding::new(Code::RestoreHint, "a plain tar: servers restore it only within an S2 stream (restore it with jetsam, or make a backup of it)"),
-            ],
-            Container::Gzip(_) => vec![
-                Finding::new(Code::RestoreHint, "a gzip archive, as previews made them in 2020: no released server restores it (restore it with jetsam, or make a backup of it)"),
-            ],
+            Container::Plain { .. } => vec![Finding::new(
+                Code::RestoreHint,
+                "a plain tar: servers restore it only within an S2 stream (restore it with jetsam, or make a backup of it)",
+            )],
+            Container::Gzip(_) => vec![Finding::new(
+                Code::RestoreHint,
+                "a gzip archive, as previews made them in 2020: no released server restores it (restore it with jetsam, or make a backup of it)",
+            )],
         };
         findings.extend(notes.into_findings());
-        let mut tree = Self { container, members, findings, name: None };
+        let mut tree = Self {
+            container,
+            members,
+            findings,
+            name: None,
+        };
         tree.look_inside();
         Ok(tree)
     }
@@ -507,16 +592,26 @@ impl TarTree {
             let text = String::from_utf8_lossy(&buf);
             let doubt = if faults.is_empty() { "" } else { " (damaged)" };
             let detail = format!("errors.txt{doubt}: {}", text.trim().escape_debug());
-            self.findings.push(Finding::new(Code::ArchiveErrors, detail));
+            self.findings
+                .push(Finding::new(Code::ArchiveErrors, detail));
         } else if self.members.contains_key(b"errors.txt".as_slice()) {
-            self.findings.push(Finding::new(Code::ArchiveErrors, "errors.txt, which cannot be read"));
+            self.findings.push(Finding::new(
+                Code::ArchiveErrors,
+                "errors.txt, which cannot be read",
+            ));
         }
-        if self.read_into(Path::new("meta.inf"), &mut buf, MAX_META).is_ok() {
+        if self
+            .read_into(Path::new("meta.inf"), &mut buf, MAX_META)
+            .is_ok()
+        {
             #[derive(serde::Deserialize)]
             struct Meta {
                 name: String,
             }
-            self.name = serde_json::from_slice::<Meta>(&buf).ok().map(|m| m.name).filter(|n| !n.is_empty());
+            self.name = serde_json::from_slice::<Meta>(&buf)
+                .ok()
+                .map(|m| m.name)
+                .filter(|n| !n.is_empty());
         }
     }
 
@@ -539,7 +634,10 @@ impl TarTree {
     }
 
     fn member(&self, path: &Path) -> io::Result<Member> {
-        self.members.get(path.as_os_str().as_bytes()).copied().ok_or_else(not_found)
+        self.members
+            .get(path.as_os_str().as_bytes())
+            .copied()
+            .ok_or_else(not_found)
     }
 }
 
@@ -553,7 +651,12 @@ fn file_child(name: &[u8], member: &Member) -> Child {
 }
 
 fn dir_child(name: &[u8]) -> Child {
-    Child { name: OsString::from_vec(name.to_vec()), kind: ChildKind::Dir, len: 0, modified: 0 }
+    Child {
+        name: OsString::from_vec(name.to_vec()),
+        kind: ChildKind::Dir,
+        len: 0,
+        modified: 0,
+    }
 }
 
 impl Tree for TarTree {
@@ -613,20 +716,32 @@ impl Tree for TarTree {
     ) -> Result<Vec<ReadFault>, ReadError> {
         let member = self.member(path)?;
         if member.size > ceiling {
-            return Err(ReadError::TooLarge { len: member.size, ceiling });
+            return Err(ReadError::TooLarge {
+                len: member.size,
+                ceiling,
+            });
         }
         // What is there already is overwritten: no need to zero it.
         buf.resize(usize::try_from(member.size).map_err(io::Error::other)?, 0);
         let mut faults = Vec::new();
         let n = self.container.read(member.at, buf, &mut |range, detail| {
             if faults.len() < MAX_FINDINGS {
-                faults.push(ReadFault { offset: range.start.saturating_sub(member.at), detail });
+                faults.push(ReadFault {
+                    offset: range.start.saturating_sub(member.at),
+                    detail,
+                });
             }
         })?;
         buf.truncate(n);
         if (n as u64) < member.size {
-            let detail = format!("{} bytes of it are gone: the archive ends", member.size.saturating_sub(n as u64));
-            faults.push(ReadFault { offset: n as u64, detail });
+            let detail = format!(
+                "{} bytes of it are gone: the archive ends",
+                member.size.saturating_sub(n as u64)
+            );
+            faults.push(ReadFault {
+                offset: n as u64,
+                detail,
+            });
         }
         Ok(faults)
     }
@@ -636,7 +751,10 @@ impl Tree for TarTree {
         let left = usize::try_from(member.size.saturating_sub(offset)).unwrap_or(usize::MAX);
         let n = buf.len().min(left);
         match buf.get_mut(..n) {
-            Some(buf) if n > 0 => self.container.read(member.at.saturating_add(offset), buf, &mut |_, _| {}),
+            Some(buf) if n > 0 => {
+                self.container
+                    .read(member.at.saturating_add(offset), buf, &mut |_, _| {})
+            }
             _ => Ok(0),
         }
     }

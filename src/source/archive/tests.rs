@@ -54,7 +54,11 @@ fn files(tree: &TarTree) -> (Files, Vec<String>) {
             let mut buf = b"what was here before".to_vec();
             let name = path.to_str().unwrap().to_owned();
             let found = tree.read_into(&path, &mut buf, 1 << 30).unwrap();
-            faults.extend(found.into_iter().map(|f| format!("{name} {} {}", f.offset, f.detail)));
+            faults.extend(
+                found
+                    .into_iter()
+                    .map(|f| format!("{name} {} {}", f.offset, f.detail)),
+            );
             assert_eq!(buf.len() as u64, child.len, "{name}");
             out.insert(name, buf);
         }
@@ -106,7 +110,9 @@ fn make_tar(files: &Files) -> Vec<u8> {
         header.set_mode(0o600);
         header.set_mtime(1_700_000_000);
         header.set_entry_type(::tar::EntryType::Regular);
-        builder.append_data(&mut header, name, data.as_slice()).unwrap();
+        builder
+            .append_data(&mut header, name, data.as_slice())
+            .unwrap();
     }
     builder.into_inner().unwrap()
 }
@@ -115,7 +121,9 @@ fn make_tar(files: &Files) -> Vec<u8> {
 fn noise(len: usize, mut seed: u64) -> Vec<u8> {
     let mut out = Vec::with_capacity(len + 16);
     while out.len() < len {
-        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed = seed
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
         out.extend_from_slice(&seed.to_le_bytes());
         out.extend_from_slice(b"........");
     }
@@ -125,7 +133,10 @@ fn noise(len: usize, mut seed: u64) -> Vec<u8> {
 
 fn large() -> Files {
     let mut files = Files::from([
-        ("meta.inf".to_owned(), br#"{"name":"BIG","storage":"file"}"#.to_vec()),
+        (
+            "meta.inf".to_owned(),
+            br#"{"name":"BIG","storage":"file"}"#.to_vec(),
+        ),
         ("meta.sum".to_owned(), b"0011223344556677".to_vec()),
     ]);
     for n in 1..=9usize {
@@ -160,10 +171,18 @@ fn archives_of_servers_hold_what_other_readers_find() {
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&plain).unwrap();
         let gzip = gzip.finish().unwrap();
-        for (bytes, hints) in [(bytes, false), (plain.as_slice(), true), (gzip.as_slice(), true)] {
+        for (bytes, hints) in [
+            (bytes, false),
+            (plain.as_slice(), true),
+            (gzip.as_slice(), true),
+        ] {
             let tree = tree(bytes);
             assert_eq!(files(&tree), (want.clone(), Vec::new()));
-            let want_codes = if hints { vec![Code::RestoreHint] } else { vec![] };
+            let want_codes = if hints {
+                vec![Code::RestoreHint]
+            } else {
+                vec![]
+            };
             assert_eq!(codes(&tree.findings()), want_codes);
             let meta: serde_json::Value = serde_json::from_slice(&want["meta.inf"]).unwrap();
             assert_eq!(tree.stream_name().as_deref(), meta["name"].as_str());
@@ -176,7 +195,10 @@ fn members_have_the_time_in_the_extended_header() {
     // Every member of a server's archive has the time of the backup, with nanoseconds.
     let tree = tree(V1[1]);
     let time = tree.stat(Path::new("meta.inf")).unwrap().modified;
-    assert!(time > 1_700_000_000_000_000_000 && time % 1_000_000_000 != 0, "{time}");
+    assert!(
+        time > 1_700_000_000_000_000_000 && time % 1_000_000_000 != 0,
+        "{time}"
+    );
     assert_eq!(tree.stat(Path::new("msgs/1.blk")).unwrap().modified, time);
     assert!(tree.stat(Path::new("msgs/99.blk")).is_err());
     assert!(tree.children(Path::new("nothing")).is_err());
@@ -196,7 +218,10 @@ fn a_large_archive_is_read_in_any_order_and_in_pieces() {
             s.spawn(move || {
                 for (name, data) in want.iter().rev().cycle().skip(t * 11).take(want.len()) {
                     let mut buf = Vec::new();
-                    assert_eq!(tree.read_into(Path::new(name), &mut buf, 1 << 30).unwrap(), []);
+                    assert_eq!(
+                        tree.read_into(Path::new(name), &mut buf, 1 << 30).unwrap(),
+                        []
+                    );
                     assert!(&buf == data, "{name}");
                 }
             });
@@ -205,7 +230,9 @@ fn a_large_archive_is_read_in_any_order_and_in_pieces() {
     let data = &want["msgs/9.blk"];
     let mut piece = vec![0; 70_001];
     for at in (0..data.len() + 10).step_by(69_997) {
-        let n = tree.read_at(Path::new("msgs/9.blk"), at as u64, &mut piece).unwrap();
+        let n = tree
+            .read_at(Path::new("msgs/9.blk"), at as u64, &mut piece)
+            .unwrap();
         let end = (at + piece.len()).min(data.len());
         assert!(piece[..n] == data[at.min(end)..end]);
     }
@@ -222,15 +249,31 @@ fn a_damaged_frame_is_reported_and_the_rest_stays_right() {
     let good = frame(&tar);
     let places = frame_places(&good);
     // In the checksum, in the middle, at the end; in the header: kind, each byte of the length.
-    for (i, at) in [(2, 4), (3, 5000), (5, 200_000), (4, 0), (4, 1), (6, 2), (7, 3), (3, 8), (3, 9), (3, 10)] {
+    for (i, at) in [
+        (2, 4),
+        (3, 5000),
+        (5, 200_000),
+        (4, 0),
+        (4, 1),
+        (6, 2),
+        (7, 3),
+        (3, 8),
+        (3, 9),
+        (3, 10),
+    ] {
         for bit in [1u8, 0x40] {
             let mut bytes = good.clone();
             bytes[places[i].start + at] ^= bit;
             let tree = tree(&bytes);
             let (got, faults) = files(&tree);
-            let seen = !faults.is_empty() || codes(&tree.findings()).contains(&Code::ArchiveDamaged);
+            let seen =
+                !faults.is_empty() || codes(&tree.findings()).contains(&Code::ArchiveDamaged);
             assert!(seen, "frame {i} byte {at}");
-            assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "frame {i} byte {at}");
+            assert_eq!(
+                got.keys().collect::<Vec<_>>(),
+                want.keys().collect::<Vec<_>>(),
+                "frame {i} byte {at}"
+            );
             // Bytes outside of the damaged frame are right.
             let lost = (i << 20)..((i + 1) << 20);
             let mut pos = 0;
@@ -239,7 +282,10 @@ fn a_damaged_frame_is_reported_and_the_rest_stays_right() {
                 let name = entry.path().unwrap().to_str().unwrap().to_owned();
                 pos = entry.raw_file_position() as usize;
                 for (k, (a, b)) in got[&name].iter().zip(&want[&name]).enumerate() {
-                    assert!(a == b || lost.contains(&(pos + k)), "{name} {k}, frame {i} byte {at}");
+                    assert!(
+                        a == b || lost.contains(&(pos + k)),
+                        "{name} {k}, frame {i} byte {at}"
+                    );
                 }
             }
             assert!(pos > 0);
@@ -274,7 +320,14 @@ fn a_cut_archive_serves_what_is_before_the_cut() {
     let want = large();
     let tar = make_tar(&want);
     let good = frame(&tar);
-    for cut in [30, 5000, good.len() / 3, good.len() / 2, good.len() - 1000, good.len() - 1] {
+    for cut in [
+        30,
+        5000,
+        good.len() / 3,
+        good.len() / 2,
+        good.len() - 1000,
+        good.len() - 1,
+    ] {
         let bytes = &good[..cut];
         let tree = match open_bytes(bytes) {
             Ok(Opened::Tar(tree)) => tree,
@@ -284,7 +337,10 @@ fn a_cut_archive_serves_what_is_before_the_cut() {
             }
             Ok(Opened::V2(_)) => panic!("not v2"),
         };
-        assert!(codes(&tree.findings()).contains(&Code::ArchiveTruncated), "{cut}");
+        assert!(
+            codes(&tree.findings()).contains(&Code::ArchiveTruncated),
+            "{cut}"
+        );
         let (got, _) = files(&tree);
         // Whole frames before the cut are there; of the last one what could be decoded.
         let whole = frame_places(&good).iter().filter(|f| f.end <= cut).count() << 20;
@@ -302,17 +358,30 @@ fn a_cut_archive_serves_what_is_before_the_cut() {
         assert!(have > 0 || whole == 0);
     }
     for len in 1..10 {
-        assert_eq!(open_bytes(&good[..len]).unwrap_err().code(), Code::ArchiveTruncated);
+        assert_eq!(
+            open_bytes(&good[..len]).unwrap_err().code(),
+            Code::ArchiveTruncated
+        );
     }
     let e = open_bytes(b"").unwrap_err();
-    assert_eq!((e.code(), e.to_string().as_str()), (Code::ArchiveTruncated, "empty: the backup was interrupted"));
+    assert_eq!(
+        (e.code(), e.to_string().as_str()),
+        (Code::ArchiveTruncated, "empty: the backup was interrupted")
+    );
 }
 
 #[test]
 fn other_files_are_no_archives() {
     let zeros = vec![0; 4096];
     let text = b"hello\n".repeat(300);
-    for bytes in [zeros.as_slice(), text.as_slice(), b"{\"config\":{}}", b"\xff", b"NATS", &noise(100_000, 1)] {
+    for bytes in [
+        zeros.as_slice(),
+        text.as_slice(),
+        b"{\"config\":{}}",
+        b"\xff",
+        b"NATS",
+        &noise(100_000, 1),
+    ] {
         let e = open_bytes(bytes).map(|_| ()).unwrap_err();
         let ok = matches!(e, ArchiveError::NotAnArchive) || bytes == b"\xff";
         assert!(ok, "{e}");
@@ -386,15 +455,38 @@ fn members_that_a_restore_refuses_are_reported_and_not_served() {
         let bytes = frame(&[meta.as_slice(), &bad, &end].concat());
         let tree = tree(&bytes);
         let findings = tree.findings();
-        assert_eq!(codes(&findings), [Code::ArchiveMember], "{why}: {findings:?}");
+        assert_eq!(
+            codes(&findings),
+            [Code::ArchiveMember],
+            "{why}: {findings:?}"
+        );
         assert!(findings[0].detail.contains(why), "{findings:?}");
-        assert_eq!(files(&tree).0.keys().collect::<Vec<_>>(), ["meta.inf"], "{why}");
+        assert_eq!(
+            files(&tree).0.keys().collect::<Vec<_>>(),
+            ["meta.inf"],
+            "{why}"
+        );
     }
     // These a server takes.
-    let bytes = frame(&[one("./meta.inf", |_| {}), one("/meta.sum", |_| {}), one("obs\\C\\o.dat", |_| {}), end.to_vec()].concat());
+    let bytes = frame(
+        &[
+            one("./meta.inf", |_| {}),
+            one("/meta.sum", |_| {}),
+            one("obs\\C\\o.dat", |_| {}),
+            end.to_vec(),
+        ]
+        .concat(),
+    );
     let tree = tree(&bytes);
-    assert_eq!(files(&tree).0.keys().collect::<Vec<_>>(), ["meta.inf", "meta.sum", "obs/C/o.dat"]);
-    assert!(tree.findings().iter().all(|f| f.severity == crate::finding::Severity::Warning));
+    assert_eq!(
+        files(&tree).0.keys().collect::<Vec<_>>(),
+        ["meta.inf", "meta.sum", "obs/C/o.dat"]
+    );
+    assert!(
+        tree.findings()
+            .iter()
+            .all(|f| f.severity == crate::finding::Severity::Warning)
+    );
     assert_eq!(tree.findings().len(), 2);
 }
 
@@ -430,7 +522,10 @@ fn lying_sizes_do_no_harm() {
         for bytes in [frame(&tar), tar] {
             let tree = tree(&bytes);
             let codes = codes(&tree.findings());
-            assert!(codes.contains(&Code::ArchiveTruncated) || codes.contains(&Code::ArchiveDamaged), "{size}");
+            assert!(
+                codes.contains(&Code::ArchiveTruncated) || codes.contains(&Code::ArchiveDamaged),
+                "{size}"
+            );
             for (name, data) in files(&tree).0 {
                 assert!(data.len() <= bytes.len().max(4096), "{name}");
             }
@@ -473,7 +568,13 @@ fn messages(v2: &super::V2, threads: usize) -> (Vec<Message>, V2End) {
     let mut out = Vec::new();
     let end = v2
         .visit(&Threads::new(threads).unwrap(), &mut |m| {
-            out.push((m.seq, m.ts, m.subject.to_vec(), m.headers.to_vec(), m.payload.to_vec()));
+            out.push((
+                m.seq,
+                m.ts,
+                m.subject.to_vec(),
+                m.headers.to_vec(),
+                m.payload.to_vec(),
+            ));
             ControlFlow::Continue(())
         })
         .unwrap();
@@ -486,7 +587,9 @@ fn messages_and_consumers_are_what_clients_saw() {
     use base64::Engine as _;
     let truth: serde_json::Value = serde_json::from_slice(V2_TRUTH).unwrap();
     let bytes = |v: &serde_json::Value| {
-        base64::engine::general_purpose::STANDARD.decode(v.as_str().unwrap_or("")).unwrap()
+        base64::engine::general_purpose::STANDARD
+            .decode(v.as_str().unwrap_or(""))
+            .unwrap()
     };
     let want: Vec<Message> = truth["messages"]
         .as_array()
@@ -496,7 +599,13 @@ fn messages_and_consumers_are_what_clients_saw() {
             let ts: jiff::Timestamp = m["time"].as_str().unwrap().parse().unwrap();
             let subject = m["subject"].as_str().unwrap().as_bytes().to_vec();
             let ts = i64::try_from(ts.as_nanosecond()).unwrap();
-            (m["seq"].as_u64().unwrap(), ts, subject, bytes(&m["hdrs"]), bytes(&m["data"]))
+            (
+                m["seq"].as_u64().unwrap(),
+                ts,
+                subject,
+                bytes(&m["hdrs"]),
+                bytes(&m["data"]),
+            )
         })
         .collect();
     assert!(want.len() > 10);
@@ -505,16 +614,31 @@ fn messages_and_consumers_are_what_clients_saw() {
         let (got, end) = messages(&v2, 2);
         assert_eq!(got, want);
         assert!(end.complete && end.findings.is_empty());
-        assert_eq!(v2.state().messages, truth["state"]["messages"].as_u64().unwrap());
-        assert_eq!(v2.state().last_seq, truth["state"]["last_seq"].as_u64().unwrap());
+        assert_eq!(
+            v2.state().messages,
+            truth["state"]["messages"].as_u64().unwrap()
+        );
+        assert_eq!(
+            v2.state().last_seq,
+            truth["state"]["last_seq"].as_u64().unwrap()
+        );
         let infos = truth["consumers"].as_object().unwrap();
         assert_eq!(v2.consumers().len(), infos.len());
         assert!(!infos.is_empty());
         for c in v2.consumers() {
             let info = &infos[&c.name];
-            assert_eq!(Some(c.state.delivered.stream), info["delivered"]["stream_seq"].as_u64());
-            assert_eq!(Some(c.state.ack_floor.consumer), info["ack_floor"]["consumer_seq"].as_u64());
-            assert_eq!(Some(c.state.pending.len() as u64), info["num_ack_pending"].as_u64());
+            assert_eq!(
+                Some(c.state.delivered.stream),
+                info["delivered"]["stream_seq"].as_u64()
+            );
+            assert_eq!(
+                Some(c.state.ack_floor.consumer),
+                info["ack_floor"]["consumer_seq"].as_u64()
+            );
+            assert_eq!(
+                Some(c.state.pending.len() as u64),
+                info["num_ack_pending"].as_u64()
+            );
             assert_eq!(c.config["ack_policy"], info["config"]["ack_policy"]);
         }
     }
@@ -542,8 +666,16 @@ fn large_v2() -> (Vec<u8>, Vec<(Message, usize)>) {
     let mut want = Vec::new();
     for n in 0..6000u64 {
         let (seq, ts) = (n * 3 + 1, BASE + n as i64 * 1000);
-        let headers = if n % 5 == 0 { b"NATS/1.0\r\nA: b\r\n\r\n".to_vec() } else { Vec::new() };
-        let len = if n % 700 == 0 { 1_300_000 } else { (n % 1500) as usize };
+        let headers = if n % 5 == 0 {
+            b"NATS/1.0\r\nA: b\r\n\r\n".to_vec()
+        } else {
+            Vec::new()
+        };
+        let len = if n % 700 == 0 {
+            1_300_000
+        } else {
+            (n % 1500) as usize
+        };
         let payload = noise(len, n);
         let subject = format!("orders.{n}");
         put(&mut out, &subject, ts, seq, &headers, &payload);
@@ -562,13 +694,21 @@ fn a_large_archive_is_read_in_order_on_any_number_of_threads() {
     for (bytes, threads) in [(&framed, 1), (&framed, 3), (&plain, 2)] {
         let (got, end) = messages(&v2(bytes), threads);
         assert!(got == want);
-        assert!(end.complete && end.findings.is_empty(), "{:?}", end.findings);
+        assert!(
+            end.complete && end.findings.is_empty(),
+            "{:?}",
+            end.findings
+        );
     }
     let mut seen = 0;
     let end = v2(&framed)
         .visit(&Threads::new(2).unwrap(), &mut |_| {
             seen += 1;
-            if seen == 100 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            if seen == 100 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
         })
         .unwrap();
     assert_eq!((seen, end.messages, end.complete), (100, 100, false));
@@ -587,7 +727,10 @@ fn a_damaged_frame_costs_its_own_messages_only() {
             let (got, end) = messages(&v2, 2);
             assert_eq!(end.complete, got.len() == want.len(), "frame {i} byte {at}");
             let findings = [v2.findings(), end.findings].concat();
-            assert!(codes(&findings).contains(&Code::ArchiveDamaged), "frame {i} byte {at}");
+            assert!(
+                codes(&findings).contains(&Code::ArchiveDamaged),
+                "frame {i} byte {at}"
+            );
             let lost = (i << 20)..((i + 1) << 20);
             let mut from = 0;
             let kept: Vec<&Message> = want
@@ -600,10 +743,17 @@ fn a_damaged_frame_costs_its_own_messages_only() {
                 .map(|(m, _)| m)
                 .collect();
             // All that is outside of the frame, nothing that is wrong.
-            let missing = kept.iter().filter(|m| got.binary_search(m).is_err()).count();
+            let missing = kept
+                .iter()
+                .filter(|m| got.binary_search(m).is_err())
+                .count();
             assert_eq!(missing, 0, "frame {i} byte {at}: {findings:?}");
             for m in &got {
-                assert!(want.binary_search_by(|(w, _)| w.cmp(m)).is_ok(), "frame {i} byte {at}: {}", m.0);
+                assert!(
+                    want.binary_search_by(|(w, _)| w.cmp(m)).is_ok(),
+                    "frame {i} byte {at}: {}",
+                    m.0
+                );
             }
         }
     }
@@ -625,31 +775,47 @@ fn a_cut_archive_gives_the_messages_before_the_cut() {
     }
     // Without the end marker, or with something after it.
     let (_, end) = messages(&v2(&frame(&plain[..plain.len() - 5])), 1);
-    assert_eq!((codes(&end.findings), end.complete), (vec![Code::ArchiveTruncated], false));
+    assert_eq!(
+        (codes(&end.findings), end.complete),
+        (vec![Code::ArchiveTruncated], false)
+    );
     let (_, end) = messages(&v2(&frame(&[plain.as_slice(), b"more"].concat())), 1);
-    assert_eq!((codes(&end.findings), end.complete), (vec![Code::ArchiveTrailing], true));
+    assert_eq!(
+        (codes(&end.findings), end.complete),
+        (vec![Code::ArchiveTrailing], true)
+    );
 }
 
 #[test]
 fn what_servers_refuse_in_the_order_of_messages_is_found() {
     let archive = |entries: &[(u64, usize)], messages: u64| {
         let mut out = b"NATSARC1".to_vec();
-        let state = format!(r#"{{"messages":{messages},"first_seq":5,"last_seq":90,"consumer_count":0}}"#);
+        let state =
+            format!(r#"{{"messages":{messages},"first_seq":5,"last_seq":90,"consumer_count":0}}"#);
         put(&mut out, "state.json", BASE, 0, b"", state.as_bytes());
         for (seq, len) in entries {
             put(&mut out, "a", BASE, *seq, b"", &noise(*len, 9));
         }
         out.extend_from_slice(&[0; 5]);
         let (got, end) = self::messages(&v2(&frame(&out)), 1);
-        (got.iter().map(|m| m.0).collect::<Vec<_>>(), codes(&end.findings), end.complete)
+        (
+            got.iter().map(|m| m.0).collect::<Vec<_>>(),
+            codes(&end.findings),
+            end.complete,
+        )
     };
     assert_eq!(archive(&[(5, 1), (9, 1)], 2), (vec![5, 9], vec![], true));
-    assert_eq!(archive(&[(5, 1), (9, 1)], 3), (vec![5, 9], vec![Code::ArchiveIncomplete], true));
-    assert_eq!(archive(&[(5, 1), (9, 1), (9, 1), (8, 1), (10, 1)], 3), (vec![5, 9, 10], vec![Code::ArchiveDamaged], false));
+    assert_eq!(
+        archive(&[(5, 1), (9, 1), (9, 1), (8, 1), (10, 1)], 3),
+        (vec![5, 9, 10], vec![Code::ArchiveDamaged], false)
+    );
     assert_eq!(archive(&[(4, 1), (9, 1)], 2).1, vec![Code::ArchiveDamaged]);
     // A message longer than any is passed over.
     let long = 65 << 20;
-    assert_eq!(archive(&[(5, 1), (9, long), (10, 1)], 3), (vec![5, 10], vec![Code::TooLarge], false));
+    assert_eq!(
+        archive(&[(5, 1), (9, long), (10, 1)], 3),
+        (vec![5, 10], vec![Code::TooLarge], false)
+    );
 }
 
 #[test]
@@ -664,7 +830,14 @@ fn impossible_lengths_do_no_harm() {
         (1, 0, 60 << 20),
     ] {
         let mut out = b"NATSARC1".to_vec();
-        put(&mut out, "state.json", BASE, 0, b"", br#"{"messages":4,"first_seq":1,"last_seq":9,"consumer_count":0}"#);
+        put(
+            &mut out,
+            "state.json",
+            BASE,
+            0,
+            b"",
+            br#"{"messages":4,"first_seq":1,"last_seq":9,"consumer_count":0}"#,
+        );
         put(&mut out, "a", BASE, 1, b"", b"first");
         put_uvarint(&mut out, name);
         put_varint(&mut out, BASE);
@@ -679,7 +852,10 @@ fn impossible_lengths_do_no_harm() {
         assert!(!end.complete && !end.findings.is_empty());
         assert_eq!(got[0].0, 1);
         if headers != 0 || name > 1 {
-            assert_eq!(got.iter().map(|m| m.0).collect::<Vec<_>>(), [1, 3, 4, 5, 6, 7, 8]);
+            assert_eq!(
+                got.iter().map(|m| m.0).collect::<Vec<_>>(),
+                [1, 3, 4, 5, 6, 7, 8]
+            );
         }
     }
 }

@@ -18,9 +18,10 @@ use std::sync::{Mutex, PoisonError};
 const MAX_NAME: u64 = 1 << 20;
 /// Longest headers and payload together; servers store up to 32 MiB, in memory up to 64.
 const MAX_BODY: u64 = 64 << 20;
-/// Longest JSON of one entry and of all.
+/// Longest JSON of one entry.
 const MAX_JSON: u64 = 8 << 20;
-const MAX_ALL_JSON: u64 = 32 << 20;
+/// What all consumers may take in memory, by a guess from their JSON.
+const MAX_CONSUMERS: u64 = 64 << 20;
 /// Five integers of ten bytes.
 const MAX_HEADER: usize = 50;
 /// Decoded bytes that are handed out at a time, and in how many pieces.
@@ -58,6 +59,18 @@ pub struct V2State {
     pub num_deleted: Option<u64>,
     /// Consumers that follow.
     pub consumer_count: i64,
+}
+
+impl V2State {
+    /// Time of the first message, ns since the epoch; 0 if there is none.
+    pub fn first_ns(&self) -> i64 {
+        crate::time::parse_rfc3339(&self.first_ts).unwrap_or(0)
+    }
+
+    /// Time of the last message, ns since the epoch; 0 if there is none.
+    pub fn last_ns(&self) -> i64 {
+        crate::time::parse_rfc3339(&self.last_ts).unwrap_or(0)
+    }
 }
 
 /// A consumer in the archive.
@@ -116,9 +129,18 @@ pub struct V2 {
 
 /// An entry before the messages.
 enum Early {
-    Entry { header: Header, name: String, body: Vec<u8>, next: u64 },
+    Entry {
+        header: Header,
+        name: String,
+        body: Vec<u8>,
+        next: u64,
+    },
     /// JSON too long to be read.
-    Long { name: String, len: u64, next: u64 },
+    Long {
+        name: String,
+        len: u64,
+        next: u64,
+    },
     /// A message or the end.
     Messages,
     Cut,
@@ -179,23 +201,39 @@ impl V2 {
                 Early::Bad(why) => {
                     self.first = at;
                     self.lost = true;
-                    let detail = format!("damaged before the first message (at {at} of the decoded stream): {why}; consumers may be missing");
+                    let detail = format!(
+                        "damaged before the first message (at {at} of the decoded stream): {why}; consumers may be missing"
+                    );
                     notes.add("start", || {
-                        self.container.locate(Finding::new(Code::ArchiveDamaged, detail), at)
+                        self.container
+                            .locate(Finding::new(Code::ArchiveDamaged, detail), at)
                     });
                     return Ok(());
                 }
                 Early::Long { name, len, next } => {
                     count = count.saturating_add(1);
-                    let detail = format!("{name}: {len} bytes of JSON, over the ceiling of {MAX_JSON}; not read");
+                    let detail = format!(
+                        "{name}: {len} bytes of JSON, over the ceiling of {MAX_JSON}; not read"
+                    );
                     notes.add("JSON", || Finding::new(Code::TooLarge, detail));
                     at = next;
                 }
-                Early::Entry { header, name, body, next } => {
-                    total = total.saturating_add(body.len() as u64);
-                    if total > MAX_ALL_JSON {
+                Early::Entry {
+                    header,
+                    name,
+                    body,
+                    next,
+                } => {
+                    total = total
+                        .saturating_add(body.len() as u64 * 4)
+                        .saturating_add(512);
+                    if total > MAX_CONSUMERS {
+                        count = count.saturating_add(1);
                         notes.add("JSON", || {
-                            Finding::new(Code::TooLarge, "more consumers than any stream has; the rest was not read")
+                            Finding::new(
+                                Code::TooLarge,
+                                "more consumers than any stream has; the rest was not read",
+                            )
                         });
                     } else if !seen_state && name == "state.json" {
                         self.made = header.timestamp;
@@ -217,8 +255,15 @@ impl V2 {
                         }
                     } else {
                         notes.add("entry", || {
-                            let name: String = name.chars().take(100).flat_map(char::escape_debug).collect();
-                            Finding::new(Code::ArchiveMember, format!("an unexpected entry: {name}"))
+                            let name: String = name
+                                .chars()
+                                .take(100)
+                                .flat_map(char::escape_debug)
+                                .collect();
+                            Finding::new(
+                                Code::ArchiveMember,
+                                format!("an unexpected entry: {name}"),
+                            )
                         });
                     }
                     seen_state = true;
@@ -232,7 +277,9 @@ impl V2 {
     fn early(&self, at: u64) -> Result<Early, ArchiveError> {
         let mut bad = None;
         let mut head = [0; MAX_HEADER];
-        let n = self.container.read(at, &mut head, &mut |_, why| bad = Some(why))?;
+        let n = self
+            .container
+            .read(at, &mut head, &mut |_, why| bad = Some(why))?;
         if let Some(why) = bad {
             return Ok(Early::Bad(why));
         }
@@ -256,7 +303,8 @@ impl V2 {
         let read = |at, len| -> Result<Result<Vec<u8>, String>, ArchiveError> {
             let mut bad = None;
             let mut out = vec![0; usize::try_from(len).unwrap_or(0)];
-            self.container.read(at, &mut out, &mut |_, why| bad = Some(why))?;
+            self.container
+                .read(at, &mut out, &mut |_, why| bad = Some(why))?;
             Ok(bad.map_or(Ok(out), Err))
         };
         let name = match read(at.saturating_add(taken as u64), header.name)? {
@@ -267,7 +315,12 @@ impl V2 {
             return Ok(Early::Long { name, len, next });
         }
         Ok(match read(body_at, len)? {
-            Ok(body) => Early::Entry { header, name, body, next },
+            Ok(body) => Early::Entry {
+                header,
+                name,
+                body,
+                next,
+            },
             Err(why) => Early::Bad(why),
         })
     }
@@ -302,7 +355,10 @@ impl V2 {
             let mut pieces: Vec<Range<u64>> = Vec::new();
             let from = at;
             while at < end && pieces.len() < PIECES && at.saturating_sub(from) < BATCH {
-                let next = self.container.segment_end(at).clamp(at.saturating_add(1), end);
+                let next = self
+                    .container
+                    .segment_end(at)
+                    .clamp(at.saturating_add(1), end);
                 pieces.push(at..next);
                 at = next;
             }
@@ -316,9 +372,11 @@ impl V2 {
                     let len = piece.end.saturating_sub(piece.start);
                     buf.resize(usize::try_from(len).unwrap_or(0), 0);
                     let mut bad = Vec::new();
-                    let read = self.container.read(piece.start, &mut buf, &mut |range, why| {
-                        bad.push((range, why));
-                    });
+                    let read = self
+                        .container
+                        .read(piece.start, &mut buf, &mut |range, why| {
+                            bad.push((range, why));
+                        });
                     match read {
                         Ok(n) if n < buf.len() => {
                             let start = piece.start.saturating_add(n as u64);
@@ -332,7 +390,11 @@ impl V2 {
                 |_, (start, buf, bad)| {
                     parser.piece(start, &buf, &bad);
                     lock().push(buf);
-                    if parser.stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                    if parser.stop {
+                        ControlFlow::Break(())
+                    } else {
+                        ControlFlow::Continue(())
+                    }
                 },
             );
         }
@@ -353,8 +415,14 @@ fn consumer_of(name: &str, body: &[u8]) -> Result<V2Consumer, String> {
         _ => return Err("no state".to_owned()),
     };
     // The configuration's own name wins in a restore.
-    let own = ["name", "durable_name"].iter().find_map(|k| config.get(*k)?.as_str().filter(|n| !n.is_empty()));
-    Ok(V2Consumer { name: own.unwrap_or(name).to_owned(), config, state })
+    let own = ["name", "durable_name"]
+        .iter()
+        .find_map(|k| config.get(*k)?.as_str().filter(|n| !n.is_empty()));
+    Ok(V2Consumer {
+        name: own.unwrap_or(name).to_owned(),
+        config,
+        state,
+    })
 }
 
 /// What came of looking at an entry.
@@ -444,7 +512,10 @@ impl<'a> Parser<'a> {
             return;
         }
         self.damaged = true;
-        let detail = format!("{why}; messages there are lost ({} bytes of the decoded stream)", range.end.saturating_sub(range.start));
+        let detail = format!(
+            "{why}; messages there are lost ({} bytes of the decoded stream)",
+            range.end.saturating_sub(range.start)
+        );
         self.note("damage", Code::ArchiveDamaged, range.start, 0, detail);
         if self.searching {
             self.search(true);
@@ -474,7 +545,9 @@ impl<'a> Parser<'a> {
         let len = [header.name, header.headers, header.payload]
             .iter()
             .try_fold(n as u64, |sum, part| sum.checked_add(*part))?;
-        self.carry_at.checked_add(len).filter(|end| *end <= self.end)
+        self.carry_at
+            .checked_add(len)
+            .filter(|end| *end <= self.end)
     }
 
     fn feed(&mut self, mut at: u64, mut bytes: &[u8]) {
@@ -520,7 +593,8 @@ impl<'a> Parser<'a> {
                 Parsed::Bad(why) => {
                     self.bad(self.carry_at, why);
                     self.carry_at = self.carry_at.saturating_add(1);
-                    self.carry.extend_from_slice(carry.get(1..).unwrap_or_default());
+                    self.carry
+                        .extend_from_slice(carry.get(1..).unwrap_or_default());
                     return self.feed(at, bytes);
                 }
             }
@@ -528,7 +602,8 @@ impl<'a> Parser<'a> {
         let taken = self.entries(at, bytes);
         if !self.stop {
             self.carry_at = at.saturating_add(taken as u64);
-            self.carry.extend_from_slice(bytes.get(taken..).unwrap_or_default());
+            self.carry
+                .extend_from_slice(bytes.get(taken..).unwrap_or_default());
         }
     }
 
@@ -581,7 +656,10 @@ impl<'a> Parser<'a> {
         if header == Header::default() {
             return Parsed::End(n);
         }
-        let body = header.headers.checked_add(header.payload).filter(|b| *b < 1 << 62);
+        let body = header
+            .headers
+            .checked_add(header.payload)
+            .filter(|b| *b < 1 << 62);
         let Some(body) = body.filter(|_| header.name <= MAX_NAME) else {
             return Parsed::Bad("an entry of an impossible length");
         };
@@ -589,35 +667,64 @@ impl<'a> Parser<'a> {
         let seq = header.sequence;
         if body > MAX_BODY {
             self.damaged = true;
-            let detail = format!("a message of {body} bytes, over the ceiling of {MAX_BODY}; left out");
+            let detail =
+                format!("a message of {body} bytes, over the ceiling of {MAX_BODY}; left out");
             self.note("size", Code::TooLarge, at, seq, detail);
             return Parsed::Pass(total);
         }
         let total = usize::try_from(total).unwrap_or(usize::MAX);
-        let Some(entry) = buf.get(n..total) else { return Parsed::Need(total) };
-        let rest = usize::try_from(header.name).ok().and_then(|n| entry.split_at_checked(n));
+        let Some(entry) = buf.get(n..total) else {
+            return Parsed::Need(total);
+        };
+        let rest = usize::try_from(header.name)
+            .ok()
+            .and_then(|n| entry.split_at_checked(n));
         let parts = rest.and_then(|(name, rest)| {
-            Some((name, rest.split_at_checked(usize::try_from(header.headers).ok()?)?))
+            Some((
+                name,
+                rest.split_at_checked(usize::try_from(header.headers).ok()?)?,
+            ))
         });
-        let Some((subject, (headers, payload))) = parts else { return Parsed::Bad("not an entry") };
+        let Some((subject, (headers, payload))) = parts else {
+            return Parsed::Bad("not an entry");
+        };
         if seq == 0 {
-            self.note("no message", Code::ArchiveMember, at, 0, "an entry without a sequence among the messages".to_owned());
+            self.note(
+                "no message",
+                Code::ArchiveMember,
+                at,
+                0,
+                "an entry without a sequence among the messages".to_owned(),
+            );
             return Parsed::Took(total);
         }
         if seq <= self.last_seq {
-            let detail = format!("sequence {seq} after {}: out of order; left out (servers refuse to restore this archive)", self.last_seq);
+            let detail = format!(
+                "sequence {seq} after {}: out of order; left out (servers refuse to restore this archive)",
+                self.last_seq
+            );
             self.damaged = true;
             self.note("order", Code::ArchiveDamaged, at, seq, detail);
             return Parsed::Took(total);
         }
         if seq < self.archive.state.first_seq {
-            let detail = format!("sequence {seq} is before state.json's first, {}: servers refuse to restore this archive", self.archive.state.first_seq);
+            let detail = format!(
+                "sequence {seq} is before state.json's first, {}: servers refuse to restore this archive",
+                self.archive.state.first_seq
+            );
             self.note("before the first", Code::ArchiveDamaged, at, seq, detail);
         }
         self.last_seq = seq;
         self.last_ts = header.timestamp;
         self.messages = self.messages.saturating_add(1);
-        let message = V2Message { seq, ts: header.timestamp, subject, headers, payload, offset: at };
+        let message = V2Message {
+            seq,
+            ts: header.timestamp,
+            subject,
+            headers,
+            payload,
+            offset: at,
+        };
         if (self.sink)(message).is_break() {
             self.stop = true;
         }
@@ -628,7 +735,11 @@ impl<'a> Parser<'a> {
     fn search(&mut self, last: bool) {
         let carry = std::mem::take(&mut self.carry);
         let start = self.carry_at;
-        let limit = if last { carry.len() } else { carry.len().saturating_sub(SEARCH_TAIL) };
+        let limit = if last {
+            carry.len()
+        } else {
+            carry.len().saturating_sub(SEARCH_TAIL)
+        };
         let place = |i: usize| start.saturating_add(i as u64);
         let rest = |i: usize| carry.get(i..).unwrap_or_default();
         let mut at = 0usize;
@@ -664,7 +775,10 @@ impl<'a> Parser<'a> {
                 // The end marker proves itself by its place.
                 return count > 0 || at.saturating_add(n as u64) == self.end;
             }
-            let len = header.headers.checked_add(header.payload).filter(|len| *len <= MAX_BODY);
+            let len = header
+                .headers
+                .checked_add(header.payload)
+                .filter(|len| *len <= MAX_BODY);
             let (Some(len), true) = (
                 len,
                 header.sequence > last
@@ -681,10 +795,14 @@ impl<'a> Parser<'a> {
             let part = |from: u64, len: u64| {
                 let from = usize::try_from(from).unwrap_or(usize::MAX);
                 let rest = buf.get(from..).unwrap_or_default();
-                rest.get(..usize::try_from(len).unwrap_or(usize::MAX)).unwrap_or(rest)
+                rest.get(..usize::try_from(len).unwrap_or(usize::MAX))
+                    .unwrap_or(rest)
             };
             let name = part(n as u64, header.name);
-            let head = part((n as u64).saturating_add(header.name), header.headers.min(5));
+            let head = part(
+                (n as u64).saturating_add(header.name),
+                header.headers.min(5),
+            );
             if name.iter().any(|b| *b <= b' ' || *b == 0x7f) || !b"NATS/".starts_with(head) {
                 return false;
             }
@@ -715,15 +833,19 @@ impl<'a> Parser<'a> {
                     place.into_iter().fold(f, Finding::offset)
                 });
             }
-            let missing = state.messages.saturating_sub(self.messages);
-            if missing > 0 && !self.damaged {
-                let detail = format!("state.json counts {} messages, {} are there", state.messages, self.messages);
-                self.notes.add("count", || Finding::new(Code::ArchiveIncomplete, detail));
-            }
         } else if !self.stop {
-            let detail = format!("it ends without the end marker, after {} of {} messages", self.messages, state.messages);
+            let detail = format!(
+                "it ends without the end marker, after {} of {} messages",
+                self.messages, state.messages
+            );
             let end = self.end;
-            self.note("end", Code::ArchiveTruncated, end.saturating_sub(1), 0, detail);
+            self.note(
+                "end",
+                Code::ArchiveTruncated,
+                end.saturating_sub(1),
+                0,
+                detail,
+            );
         }
         V2End {
             messages: self.messages,
