@@ -9,8 +9,9 @@
 //! its bytes are what could be decoded, then zeros. Where a frame's *header* is damaged the next
 //! frame that proves itself is searched, and what lies between is one such frame.
 
-use super::{MAX_FINDINGS, block};
+use super::MAX_FINDINGS;
 use crate::finding::{Code, Finding};
+use crate::format::s2::{self, FrameKind};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -30,6 +31,85 @@ const CACHE_FROM: u32 = 4 << 10;
 /// Header read ahead, where frames are small and where they are not.
 const FAR: usize = 32 << 10;
 const NEAR: usize = 32;
+
+/// Bytes that tell what a frame is: kind and length, checksum, and the block's own length.
+const HEADER: usize = 13;
+
+/// What a frame is, by its first bytes.
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// A compressed block of so many bytes.
+    Compressed(u32),
+    /// So many bytes as they are.
+    Plain(u32),
+    /// Nothing of the content.
+    Other,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    kind: Kind,
+    /// Bytes after the first four.
+    body: u32,
+}
+
+enum HeaderFault {
+    /// The file ends in it.
+    Cut,
+    Bad(&'static str),
+}
+
+/// Reads a frame's header from its first [`HEADER`] bytes; `None` if there are no bytes.
+fn header(bytes: &[u8]) -> Result<Option<Header>, HeaderFault> {
+    let Some((head, rest)) = bytes.split_first_chunk::<{ s2::CHUNK_HEADER }>() else {
+        return if bytes.is_empty() { Ok(None) } else { Err(HeaderFault::Cut) };
+    };
+    let (kind, body) = s2::parse_chunk_header(*head);
+    let bad = HeaderFault::Bad;
+    let kind = match FrameKind::of(kind) {
+        FrameKind::Compressed | FrameKind::Raw if body as usize > s2::MAX_FRAME_BODY => {
+            return Err(bad("an impossible length"));
+        }
+        FrameKind::Compressed if body < 5 => return Err(bad("an impossible length")),
+        FrameKind::Compressed => match rest.get(4..).and_then(claim) {
+            Some(decoded) => Kind::Compressed(decoded),
+            None if bytes.len() < HEADER => return Err(HeaderFault::Cut),
+            None => return Err(bad("an impossible block length")),
+        },
+        FrameKind::Raw => match body.checked_sub(4) {
+            Some(n) if n as usize <= s2::MAX_FRAME_DECODED => Kind::Plain(n),
+            _ => return Err(bad("an impossible length")),
+        },
+        FrameKind::Reserved(_) => return Err(bad("an unknown kind")),
+        FrameKind::Identifier => {
+            if body != 6 || !(rest.starts_with(b"S2sTwO") || rest.starts_with(b"sNaPpY")) {
+                return Err(bad("an identifier that is not one of S2"));
+            }
+            Kind::Other
+        }
+        FrameKind::Padding | FrameKind::Skippable(_) => Kind::Other,
+    };
+    Ok(Some(Header { kind, body }))
+}
+
+/// What a block says it decodes to, unless no frame decodes to so much.
+fn claim(block: &[u8]) -> Option<u32> {
+    let (len, _) = s2::block::claimed_len(block).ok()?;
+    (len as usize <= s2::MAX_FRAME_DECODED).then_some(len)
+}
+
+/// Decodes a block into `out`; what it does not give is zeros.
+fn decode_block(block: &[u8], out: &mut [u8]) -> Result<(), String> {
+    let (given, result) = match s2::decode_block_into(block, out) {
+        Ok(n) if n == out.len() => return Ok(()),
+        Ok(n) => (n, format!("it decodes to {n} bytes")),
+        Err(fault) => (fault.decoded(), fault.to_string()),
+    };
+    if let Some(rest) = out.get_mut(given..) {
+        rest.fill(0);
+    }
+    Err(result)
+}
 
 /// Reads up to `buf.len()` bytes at `at`; fewer only at the end of the file.
 pub(super) fn pread(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
@@ -126,13 +206,13 @@ impl Walker<'_> {
             };
             return Ok(self.pass(frame));
         }
-        let header = self
+        let bytes = self
             .window
-            .get(&self.frames.file, at, block::HEADER, self.ahead)?;
-        let parsed = match block::header(header) {
+            .get(&self.frames.file, at, HEADER, self.ahead)?;
+        let parsed = match header(bytes) {
             Ok(Some(h)) => h,
             Ok(None) => return Ok(Step::End),
-            Err(block::HeaderFault::Cut) => {
+            Err(HeaderFault::Cut) => {
                 let frame = Frame {
                     at,
                     end: len,
@@ -143,13 +223,13 @@ impl Walker<'_> {
                 };
                 return Ok(Step::Cut(frame));
             }
-            Err(block::HeaderFault::Bad(why)) => return Ok(Step::Bad(why)),
+            Err(HeaderFault::Bad(why)) => return Ok(Step::Bad(why)),
         };
         let end = at.saturating_add(4).saturating_add(u64::from(parsed.body));
         let (decoded, compressed) = match parsed.kind {
-            block::Kind::Compressed(n) => (n, true),
-            block::Kind::Plain(n) => (n, false),
-            block::Kind::Other => (0, true),
+            Kind::Compressed(n) => (n, true),
+            Kind::Plain(n) => (n, false),
+            Kind::Other => (0, true),
         };
         let frame = Frame {
             at,
@@ -162,7 +242,7 @@ impl Walker<'_> {
         if end > len {
             return Ok(Step::Cut(frame));
         }
-        if matches!(parsed.kind, block::Kind::Other) {
+        if matches!(parsed.kind, Kind::Other) {
             self.advance(end);
             return Ok(Step::Other);
         }
@@ -395,12 +475,12 @@ impl Frames {
     /// Whether what calls itself padding or the like is a frame with data.
     fn is_hidden(&self, at: u64, end: u64) -> io::Result<bool> {
         let size = end.saturating_sub(at);
-        if size < 12 || size > block::MAX_CHUNK as u64 {
+        if size < 12 || size > s2::MAX_FRAME_BODY as u64 {
             return Ok(false);
         }
-        let mut head = [0; block::HEADER];
+        let mut head = [0; HEADER];
         let n = pread(&self.file, at, &mut head)?;
-        let claim = block::claim(head.get(8..n).unwrap_or_default()).unwrap_or(0);
+        let claim = claim(head.get(8..n).unwrap_or_default()).unwrap_or(0);
         if claim != self.usual && size.saturating_sub(8) != u64::from(self.usual) && end != self.len
         {
             return Ok(false);
@@ -441,13 +521,16 @@ impl Frames {
             0;
             usize::try_from(self.len.saturating_sub(at))
                 .unwrap_or(0)
-                .min(block::MAX_CHUNK)
+                .min(s2::MAX_FRAME_BODY)
         ];
         let n = pread(&self.file, at, &mut body)?;
         body.truncate(n);
         let mut out = vec![0; frame.decoded as usize];
         let kept = match (frame.compressed, body.get(8..)) {
-            (true, Some(body)) => block::decode_prefix(body, &mut out),
+            (true, Some(body)) => match s2::decode_block_into(body, &mut out) {
+                Ok(n) => n,
+                Err(fault) => fault.decoded(),
+            },
             (false, Some(body)) => body.len().min(out.len()),
             (_, None) => 0,
         };
@@ -472,13 +555,13 @@ impl Frames {
         let mut next = Window::default();
         let mut at = from.saturating_add(1);
         while at.saturating_add(8) < self.len {
-            let here = window.get(&self.file, at, block::HEADER, 256 << 10)?;
-            let candidate = match block::header(here) {
+            let here = window.get(&self.file, at, HEADER, 256 << 10)?;
+            let candidate = match header(here) {
                 Ok(Some(h)) => {
                     let end = at.saturating_add(4).saturating_add(u64::from(h.body));
                     let decoded = match h.kind {
-                        block::Kind::Compressed(n) | block::Kind::Plain(n) => n,
-                        block::Kind::Other => 0,
+                        Kind::Compressed(n) | Kind::Plain(n) => n,
+                        Kind::Other => 0,
                     };
                     let likely = decoded == self.usual || end == self.len;
                     (likely && decoded > 0 && end <= self.len).then_some((h, end, decoded))
@@ -486,9 +569,9 @@ impl Frames {
                 _ => None,
             };
             if let Some((h, end, decoded)) = candidate {
-                let follows = next.get(&self.file, end, block::HEADER, NEAR)?;
-                if block::header(follows).is_ok() {
-                    let compressed = matches!(h.kind, block::Kind::Compressed(_));
+                let follows = next.get(&self.file, end, HEADER, NEAR)?;
+                if header(follows).is_ok() {
+                    let compressed = matches!(h.kind, Kind::Compressed(_));
                     let frame = Frame {
                         at,
                         end,
@@ -518,11 +601,11 @@ impl Frames {
         if body < 12 {
             return Ok((0, false));
         }
-        let mut bytes = vec![0; block::MAX_BLOCK as usize];
+        let mut bytes = vec![0; s2::MAX_FRAME_DECODED];
         let claim = {
-            let mut head = [0; block::HEADER];
+            let mut head = [0; HEADER];
             let n = pread(&self.file, at, &mut head)?;
-            block::claim(head.get(8..n).unwrap_or_default()).unwrap_or(0)
+            claim(head.get(8..n).unwrap_or_default()).unwrap_or(0)
         };
         for decoded in [
             claim,
@@ -560,7 +643,7 @@ impl Frames {
         let size = frame.end.saturating_sub(frame.at).saturating_sub(4);
         let size = usize::try_from(size)
             .unwrap_or(usize::MAX)
-            .min(block::MAX_CHUNK);
+            .min(s2::MAX_FRAME_BODY);
         BODY.with_borrow_mut(|body| {
             body.resize(size, 0);
             match pread(&self.file, frame.at.saturating_add(4), body) {
@@ -573,18 +656,18 @@ impl Frames {
             let (crc, body) = body.split_first_chunk::<4>()?;
             let crc = u32::from_le_bytes(*crc);
             if frame.hole {
-                if body.len() == out.len() && block::masked_crc(body) == crc {
+                if body.len() == out.len() && s2::masked_crc(body) == crc {
                     out.copy_from_slice(body);
                     return None;
                 }
                 // A tail that was cut while it was not compressed.
-                if body.len() == out.len() && block::claim(body).is_none() {
+                if body.len() == out.len() && claim(body).is_none() {
                     out.copy_from_slice(body);
                     return Some("its checksum does not match".to_owned());
                 }
             }
             if frame.compressed {
-                if let Err(why) = block::decode(body, out) {
+                if let Err(why) = decode_block(body, out) {
                     return Some(why);
                 }
             } else {
@@ -596,7 +679,7 @@ impl Frames {
                     rest.fill(0);
                 }
             }
-            (block::masked_crc(out) != crc).then(|| "its checksum does not match".to_owned())
+            (s2::masked_crc(out) != crc).then(|| "its checksum does not match".to_owned())
         })
     }
 
@@ -658,7 +741,7 @@ impl Frames {
             let Some(dst) = out.get_mut(done..done.saturating_add(n)) else {
                 break;
             };
-            let why = if frame.decoded > block::MAX_BLOCK {
+            let why = if frame.decoded as usize > s2::MAX_FRAME_DECODED {
                 dst.fill(0);
                 Some("lost".to_owned())
             } else if n == frame.decoded as usize {
@@ -692,7 +775,7 @@ impl Frames {
             .anchors
             .get(next)
             .map_or(self.decoded, |(_, decoded_at)| *decoded_at);
-        end.min(offset.saturating_add(u64::from(block::MAX_BLOCK)))
+        end.min(offset.saturating_add(s2::MAX_FRAME_DECODED as u64))
     }
 
     /// The place in the file of the frame that holds a decoded offset.
@@ -728,14 +811,14 @@ pub(super) fn is_cut_identifier(file: &[u8]) -> bool {
 /// Whether a file is S2-framed but for its first bytes: a frame that proves itself follows them.
 pub(super) fn lost_identifier(file: File, len: u64, head: &[u8]) -> io::Result<bool> {
     let at = S2.len() as u64;
-    let Ok(Some(h)) = block::header(head.get(S2.len()..).unwrap_or_default()) else {
+    let Ok(Some(h)) = header(head.get(S2.len()..).unwrap_or_default()) else {
         return Ok(false);
     };
     let end = at.saturating_add(4).saturating_add(u64::from(h.body));
     let (decoded, compressed) = match h.kind {
-        block::Kind::Compressed(n) => (n, true),
-        block::Kind::Plain(n) => (n, false),
-        block::Kind::Other => return Ok(false),
+        Kind::Compressed(n) => (n, true),
+        Kind::Plain(n) => (n, false),
+        Kind::Other => return Ok(false),
     };
     if end > len || decoded == 0 {
         return Ok(false);

@@ -1,7 +1,6 @@
 //! Archives of a stream as sources: the tar that servers up to 2.14 make (S2-framed; plain; gzip in
 //! 2020) and the NATSARC1 archive of 2.15. What a file is, its bytes tell, never its name.
 
-mod block;
 mod frames;
 mod gzip;
 mod shim;
@@ -177,6 +176,10 @@ pub fn open(path: &Path) -> Result<Opened, ArchiveError> {
 fn open_frames(file: File, len: u64) -> Result<Opened, ArchiveError> {
     let frames = Frames::open(file, len)?;
     let mut doubts = !frames.findings.is_empty();
+    // The file ends within its first frame, and that is all that is wrong.
+    let cut = doubts
+        && frames.findings.iter().all(|f| f.code == Code::ArchiveTruncated)
+        && frames.frame_at(0)?.is_none_or(|(_, end)| end >= len);
     let mut head = [0; HEAD];
     let n = frames.read(0, &mut head, &mut |_, _| doubts = true)?;
     let head = head.get(..n).unwrap_or_default();
@@ -199,6 +202,9 @@ fn open_frames(file: File, len: u64) -> Result<Opened, ArchiveError> {
     let tree = TarTree::open(container, len)?;
     if !tree.is_empty() {
         return Ok(Opened::Tar(Arc::new(tree)));
+    }
+    if cut {
+        return Err(ArchiveError::Truncated { len });
     }
     Ok(Opened::V2(Arc::new(V2::open(tree.into_container())?)))
 }

@@ -552,7 +552,7 @@ fn endless_small_frames_are_walked_with_a_bounded_table() {
     let mut bytes = b"\xff\x06\0\0S2sTwO".to_vec();
     for b in &tar {
         bytes.extend_from_slice(&[1, 5, 0, 0]);
-        bytes.extend_from_slice(&block::masked_crc(&[*b]).to_le_bytes());
+        bytes.extend_from_slice(&crate::format::s2::masked_crc(&[*b]).to_le_bytes());
         bytes.push(*b);
         bytes.extend_from_slice(&[0xfe, 0, 0, 0]);
     }
