@@ -62,7 +62,11 @@ enum HeaderFault {
 /// Reads a frame's header from its first [`HEADER`] bytes; `None` if there are no bytes.
 fn header(bytes: &[u8]) -> Result<Option<Header>, HeaderFault> {
     let Some((head, rest)) = bytes.split_first_chunk::<{ s2::CHUNK_HEADER }>() else {
-        return if bytes.is_empty() { Ok(None) } else { Err(HeaderFault::Cut) };
+        return if bytes.is_empty() {
+            Ok(None)
+        } else {
+            Err(HeaderFault::Cut)
+        };
     };
     let (kind, body) = s2::parse_chunk_header(*head);
     let bad = HeaderFault::Bad;
@@ -161,6 +165,7 @@ struct Hole {
     next: u64,
     /// Decoded bytes assumed for it.
     decoded: u32,
+    compressed: bool,
 }
 
 /// One data frame.
@@ -201,14 +206,12 @@ impl Walker<'_> {
                 end: hole.next,
                 decoded_at,
                 decoded: hole.decoded,
-                compressed: true,
+                compressed: hole.compressed,
                 hole: true,
             };
             return Ok(self.pass(frame));
         }
-        let bytes = self
-            .window
-            .get(&self.frames.file, at, HEADER, self.ahead)?;
+        let bytes = self.window.get(&self.frames.file, at, HEADER, self.ahead)?;
         let parsed = match header(bytes) {
             Ok(Some(h)) => h,
             Ok(None) => return Ok(Step::End),
@@ -338,6 +341,7 @@ impl Frames {
                 Hole {
                     next: head.len() as u64,
                     decoded: 0,
+                    compressed: true,
                 },
             );
         }
@@ -425,7 +429,14 @@ impl Frames {
             };
             frames.decoded = decoded_at;
             let (decoded, proven) = frames.hole_len(at, next)?;
-            frames.holes.insert(at, Hole { next, decoded });
+            frames.holes.insert(
+                at,
+                Hole {
+                    next,
+                    decoded,
+                    compressed: true,
+                },
+            );
             let detail = if proven {
                 format!("S2 frame header: {why}; the frame's content is proven all the same")
             } else {
@@ -541,6 +552,7 @@ impl Frames {
                 Hole {
                     next: self.len,
                     decoded: kept,
+                    compressed: frame.compressed,
                 },
             );
             self.anchors.push((at, decoded_at));
@@ -653,18 +665,15 @@ impl Frames {
                     return Some(format!("cannot be read: {e}"));
                 }
             }
-            let (crc, body) = body.split_first_chunk::<4>()?;
+            let Some((crc, body)) = body.split_first_chunk::<4>() else {
+                out.fill(0);
+                return Some("it is gone: the file is shorter than before".to_owned());
+            };
             let crc = u32::from_le_bytes(*crc);
-            if frame.hole {
-                if body.len() == out.len() && s2::masked_crc(body) == crc {
-                    out.copy_from_slice(body);
-                    return None;
-                }
-                // A tail that was cut while it was not compressed.
-                if body.len() == out.len() && claim(body).is_none() {
-                    out.copy_from_slice(body);
-                    return Some("its checksum does not match".to_owned());
-                }
+            // The kind may be what is damaged.
+            if frame.hole && body.len() == out.len() && s2::masked_crc(body) == crc {
+                out.copy_from_slice(body);
+                return None;
             }
             if frame.compressed {
                 if let Err(why) = decode_block(body, out) {
