@@ -8,7 +8,7 @@ mod tar_tree;
 mod v2;
 
 pub use tar_tree::TarTree;
-pub use v2::{V2, V2Consumer, V2End, V2Message};
+pub use v2::{V2, V2Consumer, V2End, V2Message, V2State};
 
 use crate::finding::{Code, Finding};
 use frames::{Frames, pread};
