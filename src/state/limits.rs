@@ -5,7 +5,7 @@
 
 use super::subjects::SubjectMap;
 use super::visit::live_records;
-use super::{BlockState, StreamState};
+use super::StreamState;
 use crate::format::record::Record;
 use crate::stream::{Scratch, Stream};
 

@@ -287,17 +287,16 @@ fn human(d: &Difference) -> String {
 }
 
 /// One side of a comparison.
-struct Side<'a> {
+struct Side {
     stream: Stream,
     survey: Survey,
-    source: &'a StreamSource,
 }
 
-fn open<'a>(
+fn open(
     ctx: &Context<'_>,
-    source: &'a StreamSource,
+    source: &StreamSource,
     findings: &mut Vec<Finding>,
-) -> Option<Side<'a>> {
+) -> Option<Side> {
     let want = Want {
         subjects: false,
         consumers: true,
@@ -315,11 +314,7 @@ fn open<'a>(
     let mut survey = state::survey(&stream, &ctx.threads, Depth::default(), &progress);
     ctx.monitor.end();
     findings.append(&mut survey.findings);
-    Some(Side {
-        stream,
-        survey,
-        source,
-    })
+    Some(Side { stream, survey })
 }
 
 fn compare(
@@ -487,11 +482,11 @@ fn state_differences(a: &StreamState, b: &StreamState) -> Vec<(&'static str, Val
 
 fn consumers(
     ctx: &mut Context<'_>,
-    a: &Side<'_>,
-    b: &Side<'_>,
+    a: &Side,
+    b: &Side,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let by_name = |s: &Side<'_>| -> BTreeMap<String, Consumer> {
+    let by_name = |s: &Side| -> BTreeMap<String, Consumer> {
         s.stream
             .consumers
             .iter()
@@ -749,7 +744,7 @@ fn merge(
 
 /// Reads one side's rows and sends them, until nobody takes them.
 fn rows(
-    side: &Side<'_>,
+    side: &Side,
     threads: &Threads,
     key: &HashKey,
     progress: state::Progress<'_>,
@@ -770,8 +765,8 @@ fn rows(
 
 fn messages(
     ctx: &mut Context<'_>,
-    a: &Side<'_>,
-    b: &Side<'_>,
+    a: &Side,
+    b: &Side,
     report: &mut Report,
     findings: &mut Vec<Finding>,
 ) -> Result<(), Failure> {
@@ -786,7 +781,7 @@ fn messages(
             .map(u64::to_le_bytes)
             .concat(),
     );
-    let bytes = |s: &Side<'_>| s.stream.blocks.iter().map(|b| b.len).sum::<u64>();
+    let bytes = |s: &Side| s.stream.blocks.iter().map(|b| b.len).sum::<u64>();
     monitor.begin(
         &format!("{}: messages", a.stream.name),
         bytes(a).saturating_add(bytes(b)),
@@ -830,7 +825,7 @@ fn messages(
 }
 
 /// The subjects of these messages.
-fn subjects(ctx: &Context<'_>, side: &Side<'_>, seqs: &[u64]) -> BTreeMap<u64, String> {
+fn subjects(ctx: &Context<'_>, side: &Side, seqs: &[u64]) -> BTreeMap<u64, String> {
     let mut out = BTreeMap::new();
     if seqs.is_empty() {
         return out;
@@ -857,7 +852,7 @@ fn subjects(ctx: &Context<'_>, side: &Side<'_>, seqs: &[u64]) -> BTreeMap<u64, S
 /// Writes runs of differing messages; of single ones with what is on each side.
 fn write_runs(
     ctx: &mut Context<'_>,
-    sides: (&Side<'_>, &Side<'_>),
+    sides: (&Side, &Side),
     runs: &mut Vec<Run>,
     report: &mut Report,
 ) -> io::Result<()> {
