@@ -242,9 +242,11 @@ impl Context<'_> {
             Self::Block { info, store, n } => {
                 (info.to_vec(), [*store, format!(":{n}").as_bytes()].concat())
             }
-            Self::Consumer { account, stream, consumer } => {
-                (account.to_vec(), [*stream, b".", *consumer].concat())
-            }
+            Self::Consumer {
+                account,
+                stream,
+                consumer,
+            } => (account.to_vec(), [*stream, b".", *consumer].concat()),
             Self::Group { group } => (group.to_vec(), group.to_vec()),
         }
     }
@@ -292,7 +294,12 @@ pub struct SealKey {
 
 impl fmt::Debug for SealKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { cipher, which, excess, .. } = self;
+        let Self {
+            cipher,
+            which,
+            excess,
+            ..
+        } = self;
         write!(f, "SealKey({cipher:?}, {which:?}, excess {excess}, …)")
     }
 }
@@ -315,12 +322,18 @@ pub fn open_key_file(bytes: &[u8], keys: &KeyRing, ctx: &Context<'_>) -> Result<
     for (which, key) in keys.iter() {
         let kek = kek(key, ctx);
         for cipher in ciphers {
-            let Some((file, rest)) = bytes.split_at_checked(cipher.key_file_len()) else { continue };
-            let Some((nonce, sealed)) = file.split_at_checked(cipher.nonce_len()) else { continue };
+            let Some((file, rest)) = bytes.split_at_checked(cipher.key_file_len()) else {
+                continue;
+            };
+            let Some((nonce, sealed)) = file.split_at_checked(cipher.nonce_len()) else {
+                continue;
+            };
             let Some(plain) = cipher.aead(&kek).open(nonce, sealed).map(Zeroizing::new) else {
                 continue;
             };
-            let Ok(seed) = <[u8; SEED_LEN]>::try_from(plain.as_slice()) else { continue };
+            let Ok(seed) = <[u8; SEED_LEN]>::try_from(plain.as_slice()) else {
+                continue;
+            };
             return Ok(SealKey {
                 cipher,
                 which,
@@ -338,7 +351,13 @@ pub fn open_key_file(bytes: &[u8], keys: &KeyRing, ctx: &Context<'_>) -> Result<
 
 /// Makes a new key file for `ctx`, with a random seed and nonce.
 pub fn make_key_file(key: &ServerKey, cipher: Cipher, ctx: &Context<'_>) -> (Vec<u8>, SealKey) {
-    make_key_file_with(key, cipher, ctx, Zeroizing::new(Generate::generate()), Generate::generate())
+    make_key_file_with(
+        key,
+        cipher,
+        ctx,
+        Zeroizing::new(Generate::generate()),
+        Generate::generate(),
+    )
 }
 
 /// Makes the key file for `ctx` with this seed and nonce (of which aes takes the first 16 bytes).
@@ -352,8 +371,13 @@ pub fn make_key_file_with(
 ) -> (Vec<u8>, SealKey) {
     let mut file: Vec<u8> = nonce.iter().copied().take(cipher.nonce_len()).collect();
     let sealed = cipher.aead(&kek(key, ctx)).seal(&nonce, seed.as_slice());
-    let seal_key =
-        SealKey { cipher, which: WhichKey::Current, excess: 0, seed, nonce: widen(&file) };
+    let seal_key = SealKey {
+        cipher,
+        which: WhichKey::Current,
+        excess: 0,
+        seed,
+        nonce: widen(&file),
+    };
     file.extend_from_slice(&sealed);
     (file, seal_key)
 }
@@ -371,7 +395,11 @@ impl SealKey {
         let seed: &[u8; SEED_LEN] = &self.seed;
         match self.cipher {
             Cipher::ChaCha => {
-                apply(XChaCha20::new(seed.into(), (&self.nonce).into()), offset, buf);
+                apply(
+                    XChaCha20::new(seed.into(), (&self.nonce).into()),
+                    offset,
+                    buf,
+                );
             }
             Cipher::Aes => {
                 if let Some((iv, _)) = self.nonce.split_first_chunk::<16>() {
@@ -405,7 +433,11 @@ impl SealKey {
     pub fn seal(&self, plain: &[u8], nonce: &[u8]) -> Vec<u8> {
         debug_assert_eq!(nonce.len(), self.cipher.nonce_len());
         let nonce = widen(nonce);
-        let mut out: Vec<u8> = nonce.iter().copied().take(self.cipher.nonce_len()).collect();
+        let mut out: Vec<u8> = nonce
+            .iter()
+            .copied()
+            .take(self.cipher.nonce_len())
+            .collect();
         out.extend_from_slice(&self.cipher.aead(&self.seed).seal(&nonce, plain));
         out
     }
@@ -429,7 +461,10 @@ impl SealKey {
             return Err(Fault::new(0, FaultKind::Truncated { need, have }));
         }
         let aead = self.cipher.aead(&self.seed);
-        let nonce = self.nonce.get(..self.cipher.nonce_len()).unwrap_or_default();
+        let nonce = self
+            .nonce
+            .get(..self.cipher.nonce_len())
+            .unwrap_or_default();
         // The two walks share the budget evenly, so the short prefixes are not starved.
         let (mut lo, mut hi, mut lo_cost, mut hi_cost) = (TAG_LEN, len, 0usize, 0usize);
         while lo <= hi && lo_cost.saturating_add(hi_cost) <= PREFIX_BUDGET {
@@ -442,7 +477,10 @@ impl SealKey {
                 lo += 1;
                 lo - 1
             };
-            if let Some(plain) = sealed.get(..end).and_then(|prefix| aead.open(nonce, prefix)) {
+            if let Some(plain) = sealed
+                .get(..end)
+                .and_then(|prefix| aead.open(nonce, prefix))
+            {
                 return Ok((plain, end));
             }
         }
@@ -457,4 +495,371 @@ fn widen(nonce: &[u8]) -> [u8; MAX_NONCE_LEN] {
         *to = *from;
     }
     wide
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::hash::HashKey;
+    use crate::format::{meta, o_dat};
+
+    const KEY: &str = "s3cr3t-fixture-key";
+
+    /// Files of one encrypted stream or raft group, as its server left them.
+    macro_rules! vector {
+        ($dir:literal, $file:literal) => {
+            include_bytes!(concat!("../../fixtures/vectors/crypt/", $dir, "/", $file)).as_slice()
+        };
+    }
+
+    const WORK: Context<'_> = Context::Stream {
+        account: b"$G",
+        stream: b"WORK",
+    };
+    const BLOCK: Context<'_> = Context::Block {
+        info: b"$G",
+        store: b"WORK",
+        n: 1,
+    };
+    const WORKER: Context<'_> = Context::Consumer {
+        account: b"$G",
+        stream: b"WORK",
+        consumer: b"WORKER",
+    };
+    const GROUP: Context<'_> = Context::Group {
+        group: b"C-R3F-A2nB7gNe",
+    };
+    const GROUP_BLOCK: Context<'_> = Context::Block {
+        info: b"C-R3F-A2nB7gNe",
+        store: b"C-R3F-A2nB7gNe",
+        n: 1,
+    };
+
+    const CHACHA_KEYS: [(&[u8], Context<'_>); 3] = [
+        (vector!("2.7.4-chacha", "meta.key"), WORK),
+        (vector!("2.7.4-chacha", "1.key"), BLOCK),
+        (vector!("2.7.4-chacha", "WORKER/meta.key"), WORKER),
+    ];
+    const AES_KEYS: [(&[u8], Context<'_>); 3] = [
+        (vector!("2.14.5-aes", "meta.key"), WORK),
+        (vector!("2.14.5-aes", "1.key"), BLOCK),
+        (vector!("2.14.5-aes", "WORKER/meta.key"), WORKER),
+    ];
+    const RAFT_KEYS: [(&[u8], Context<'_>); 2] = [
+        (vector!("2.14.5-aes-raft", "meta.key"), GROUP),
+        (vector!("2.14.5-aes-raft", "1.key"), GROUP_BLOCK),
+    ];
+
+    fn every_key_file() -> impl Iterator<Item = (&'static [u8], Context<'static>, Cipher)> {
+        let chacha = CHACHA_KEYS
+            .into_iter()
+            .chain(RAFT_KEYS)
+            .map(|(f, c)| (f, c, Cipher::ChaCha));
+        chacha.chain(AES_KEYS.into_iter().map(|(f, c)| (f, c, Cipher::Aes)))
+    }
+
+    fn ring(current: &str) -> KeyRing {
+        KeyRing {
+            current: Some(ServerKey::new(current)),
+            previous: None,
+        }
+    }
+
+    fn open((file, ctx): (&[u8], Context<'_>)) -> SealKey {
+        open_key_file(file, &ring(KEY), &ctx).unwrap()
+    }
+
+    /// Walks plain records, checks every hash, returns how many there are.
+    fn records(hash: &HashKey, mut block: &[u8]) -> usize {
+        let mut count = 0;
+        while let Some(len) = block.first_chunk::<4>() {
+            let len = u32::from_le_bytes(*len);
+            let (record, rest) = block.split_at((len & 0x7fff_ffff) as usize);
+            let subject = 22 + usize::from(u16::from_le_bytes([record[20], record[21]]));
+            let data = if len >> 31 == 1 { subject + 4 } else { subject };
+            let (body, sum) = record.split_at(record.len() - 8);
+            assert_eq!(
+                hash.sum_parts(&[&body[4..20], &body[22..subject], &body[data..]]),
+                sum
+            );
+            block = rest;
+            count += 1;
+        }
+        count
+    }
+
+    #[test]
+    fn key_files_of_both_ciphers_open() {
+        for (file, ctx, cipher) in every_key_file() {
+            let key = open_key_file(file, &ring(KEY), &ctx).unwrap();
+            assert_eq!(
+                (key.cipher, key.which, key.excess),
+                (cipher, WhichKey::Current, 0)
+            );
+            assert_eq!(Cipher::from_key_file_len(file.len()), Some(cipher));
+
+            let rotated = KeyRing {
+                current: Some(ServerKey::new("newer")),
+                previous: Some(ServerKey::new(KEY)),
+            };
+            let key = open_key_file(file, &rotated, &ctx).unwrap();
+            assert_eq!((key.cipher, key.which), (cipher, WhichKey::Previous));
+        }
+    }
+
+    #[test]
+    fn key_files_do_not_open_with_anything_else() {
+        for (file, ctx, _) in every_key_file() {
+            let none = KeyRing::default();
+            assert_eq!(
+                open_key_file(file, &none, &ctx).unwrap_err(),
+                KeyError::NoKey
+            );
+            for wrong in ["", "s3cr3t-fixture-key\n", "S3cr3t-fixture-key"] {
+                let error = open_key_file(file, &ring(wrong), &ctx).unwrap_err();
+                assert_eq!(error, KeyError::Wrong);
+            }
+            let other = Context::Block {
+                info: b"$G",
+                store: b"WORK",
+                n: 2,
+            };
+            assert_eq!(
+                open_key_file(file, &ring(KEY), &other).unwrap_err(),
+                KeyError::Wrong
+            );
+            for bit in 0..file.len() * 8 {
+                let mut damaged = file.to_vec();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                let error = open_key_file(&damaged, &ring(KEY), &ctx).unwrap_err();
+                assert_eq!(error, KeyError::Wrong, "bit {bit}");
+            }
+        }
+    }
+
+    #[test]
+    fn key_files_of_odd_lengths() {
+        for (file, ctx, cipher) in every_key_file() {
+            for len in 0..file.len() {
+                let error = open_key_file(&file[..len], &ring(KEY), &ctx).unwrap_err();
+                // A chacha file cut to the length of an aes one can only be told to be wrong.
+                let odd = len != Cipher::Aes.key_file_len();
+                assert_eq!(
+                    error,
+                    if odd {
+                        KeyError::Length { found: len }
+                    } else {
+                        KeyError::Wrong
+                    }
+                );
+            }
+            for excess in [1, 8, 100] {
+                let mut longer = file.to_vec();
+                longer.resize(file.len() + excess, 0);
+                let key = open_key_file(&longer, &ring(KEY), &ctx).unwrap();
+                assert_eq!((key.cipher, key.excess), (cipher, excess));
+            }
+        }
+    }
+
+    #[test]
+    fn metadata_opens_and_damage_is_noticed() {
+        let cases = [
+            (
+                open(CHACHA_KEYS[0]),
+                vector!("2.7.4-chacha", "meta.inf"),
+                "WORK",
+            ),
+            (open(AES_KEYS[0]), vector!("2.14.5-aes", "meta.inf"), "WORK"),
+            (
+                open(RAFT_KEYS[0]),
+                vector!("2.14.5-aes-raft", "meta.inf"),
+                "C-R3F-A2nB7gNe",
+            ),
+        ];
+        for (key, file, name) in cases {
+            let plain = key.open(file).unwrap();
+            assert_eq!(
+                meta::decode_stream(&plain).unwrap().name.as_deref(),
+                Some(name)
+            );
+            // The server's own bytes come out of sealing with the server's nonce.
+            assert_eq!(key.seal(&plain, &file[..key.cipher.nonce_len()]), file);
+            let sealed = key.seal(&plain, &key.random_nonce());
+            assert_ne!(sealed, file);
+            assert_eq!(key.open(&sealed).unwrap(), plain);
+            for bit in 0..file.len() * 8 {
+                let mut damaged = file.to_vec();
+                damaged[bit / 8] ^= 1 << (bit % 8);
+                assert_eq!(
+                    key.open(&damaged).unwrap_err(),
+                    Fault::new(0, FaultKind::Sealed)
+                );
+            }
+            for len in 0..file.len() {
+                assert!(key.open(&file[..len]).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn consumers_open() {
+        let cases = [
+            (
+                open(CHACHA_KEYS[2]),
+                vector!("2.7.4-chacha", "WORKER/meta.inf"),
+                vector!("2.7.4-chacha", "WORKER/meta.sum"),
+                vector!("2.7.4-chacha", "WORKER/o.dat"),
+                "2026-11-21T00:39:36.199",
+            ),
+            (
+                open(AES_KEYS[2]),
+                vector!("2.14.5-aes", "WORKER/meta.inf"),
+                vector!("2.14.5-aes", "WORKER/meta.sum"),
+                vector!("2.14.5-aes", "WORKER/o.dat"),
+                "2026-11-21T00:39:32.391",
+            ),
+        ];
+        for (key, inf, sum, state, created) in cases {
+            meta::check_sum(b"WORK/WORKER", inf, sum).unwrap();
+            let plain = key.open(inf).unwrap();
+            let config = meta::decode_consumer(&plain).unwrap();
+            assert_eq!(config.name.as_deref(), Some("WORKER"));
+            // CONSUMER.INFO can be some microseconds earlier than the file.
+            assert!(config.created.unwrap().starts_with(created));
+
+            let plain = key.open(state).unwrap();
+            let (state, used) = o_dat::decode(&plain, 0).unwrap();
+            assert_eq!(used, plain.len());
+            // What the server answered to CONSUMER.INFO.
+            assert_eq!(
+                state.delivered,
+                o_dat::SeqPair {
+                    consumer: 25,
+                    stream: 25
+                }
+            );
+            assert_eq!(state.ack_floor, o_dat::SeqPair::default());
+            let pending: Vec<u64> = state.pending.keys().copied().collect();
+            assert_eq!(pending, [1, 4, 12, 13, 14, 17, 20]);
+            assert!(state.pending.iter().all(|(seq, p)| p.consumer_seq == *seq));
+        }
+    }
+
+    #[test]
+    fn blocks_decrypt_from_any_offset() {
+        let cases = [
+            (
+                open(CHACHA_KEYS[1]),
+                vector!("2.7.4-chacha", "1.blk"),
+                "WORK",
+                60,
+            ),
+            (
+                open(AES_KEYS[1]),
+                vector!("2.14.5-aes", "1.blk"),
+                "WORK",
+                78,
+            ),
+            (
+                open(RAFT_KEYS[1]),
+                vector!("2.14.5-aes-raft", "1.blk"),
+                "C-R3F-A2nB7gNe",
+                21,
+            ),
+        ];
+        for (key, file, name, count) in cases {
+            let mut plain = file.to_vec();
+            key.apply_keystream(0, &mut plain);
+            assert_eq!(records(&HashKey::block(name, 1), &plain), count, "{name}");
+
+            for piece in [1, 7, 16, 64, 1000] {
+                let mut pieces = file.to_vec();
+                for (i, chunk) in pieces.chunks_mut(piece).enumerate() {
+                    key.apply_keystream((i * piece) as u64, chunk);
+                }
+                assert!(pieces == plain, "pieces of {piece}");
+            }
+            key.apply_keystream(u64::MAX, &mut plain);
+        }
+    }
+
+    #[test]
+    fn index_db_opens_without_its_hash() {
+        let file = vector!("2.14.5-aes", "index.db");
+        let (sealed, hash) = file.split_at(file.len() - 8);
+        assert_eq!(HashKey::new("WORK").sum(sealed), hash);
+        // Magic, version 4, 42 messages of 5145 bytes, first sequence 1.
+        let plain = open(AES_KEYS[0]).open(sealed).unwrap();
+        assert_eq!(plain[..6], [11, 4, 42, 0x99, 0x28, 1]);
+        assert!(open(AES_KEYS[0]).open(file).is_err());
+    }
+
+    #[test]
+    fn idx_opens_under_a_stale_tail() {
+        let file = vector!("2.7.4-chacha", "1.idx");
+        let key = open(CHACHA_KEYS[1]);
+        let (plain, used) = key.open_with_own_nonce(file).unwrap();
+        assert_eq!(used, file.len());
+        // Magic, version 1, 42 messages of 5145 bytes, first sequence 1.
+        assert_eq!(plain[..6], [22, 1, 42, 0x99, 0x28, 1]);
+        for tail in [1, 2, 60, 3000, 1 << 20] {
+            let mut stale = file.to_vec();
+            stale.extend((0..tail).map(|i| (i * 31 % 251) as u8));
+            assert_eq!(
+                key.open_with_own_nonce(&stale).unwrap(),
+                (plain.clone(), file.len())
+            );
+        }
+        let mut damaged = file.to_vec();
+        damaged[20] ^= 1;
+        let sealed = Fault::new(0, FaultKind::Sealed);
+        assert_eq!(key.open_with_own_nonce(&damaged).unwrap_err(), sealed);
+        damaged.resize(2 << 20, 0);
+        assert_eq!(key.open_with_own_nonce(&damaged).unwrap_err(), sealed);
+        for len in 0..16 {
+            assert!(key.open_with_own_nonce(&file[..len]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_long_authentic_prefix_is_found() {
+        for cipher in Cipher::ALL {
+            let (_, key) = make_key_file(&ServerKey::new(KEY), cipher, &BLOCK);
+            let plain: Vec<u8> = (0..40_000u32).map(|i| i as u8).collect();
+            let sealed = cipher.aead(&key.seed).seal(&key.nonce, &plain);
+            let mut stale = sealed.clone();
+            stale.extend([7; 500]);
+            assert_eq!(
+                key.open_with_own_nonce(&stale).unwrap(),
+                (plain, sealed.len())
+            );
+        }
+    }
+
+    #[test]
+    fn key_files_are_made_as_the_server_makes_them() {
+        for (file, ctx, cipher) in every_key_file() {
+            let opened = open((file, ctx));
+            let server_key = ServerKey::new(KEY);
+            let (seed, nonce) = (opened.seed.clone(), opened.nonce);
+            let (made, _) = make_key_file_with(&server_key, cipher, &ctx, seed, nonce);
+            assert_eq!(made, file);
+
+            let (one, key) = make_key_file(&server_key, cipher, &ctx);
+            assert_eq!(one.len(), cipher.key_file_len());
+            let reopened = open((&one, ctx));
+            assert_eq!((reopened.seed, reopened.nonce), (key.seed, key.nonce));
+            let (other, _) = make_key_file(&server_key, cipher, &ctx);
+            assert_ne!(one, other);
+        }
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let mut key = open(AES_KEYS[0]);
+        *key.seed = [0xab; 32];
+        let text = format!("{:?} {key:?}", ring("hunter2"));
+        assert!(!text.contains("hunter2") && !text.contains("171") && !text.contains("ab, "));
+    }
 }

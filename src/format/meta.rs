@@ -99,7 +99,11 @@ fn decode(json: &[u8], kind: MetaKind) -> Result<MetaInf, Fault> {
 fn parse_object(json: &[u8]) -> Result<Map<String, Value>, Fault> {
     let len = json.len() as u64;
     if json.len() > MAX_META {
-        let kind = FaultKind::TooLarge { what: "meta.inf", value: len, ceiling: MAX_META as u64 };
+        let kind = FaultKind::TooLarge {
+            what: "meta.inf",
+            value: len,
+            ceiling: MAX_META as u64,
+        };
         return Err(Fault::new(0, kind));
     }
     let text: Cow<'_, str> = String::from_utf8_lossy(json);
@@ -133,7 +137,10 @@ fn take(map: &mut Map<String, Value>, key: &str, fold: bool) -> Option<Value> {
     if let Some(value) = map.shift_remove(key) {
         return Some(value);
     }
-    let other = map.keys().find(|k| fold && k.eq_ignore_ascii_case(key))?.clone();
+    let other = map
+        .keys()
+        .find(|k| fold && k.eq_ignore_ascii_case(key))?
+        .clone();
     map.shift_remove(&other)
 }
 
@@ -181,7 +188,10 @@ pub fn go_json(value: &Value) -> Vec<u8> {
     }
     let mut out = Vec::new();
     let mut serializer = serde_json::Serializer::with_formatter(&mut out, Go);
-    #[expect(clippy::expect_used, reason = "a Value has text keys, a Vec takes every write")]
+    #[expect(
+        clippy::expect_used,
+        reason = "a Value has text keys, a Vec takes every write"
+    )]
     value.serialize(&mut serializer).expect("JSON to memory");
     out
 }
@@ -208,11 +218,22 @@ impl MetaInf {
         config: Map<String, Value>,
     ) -> Self {
         let created_ns = created.as_deref().and_then(nanoseconds);
-        let mut meta = Self { kind, created, created_ns, name: None, config, consumer_name };
+        let mut meta = Self {
+            kind,
+            created,
+            created_ns,
+            name: None,
+            config,
+            consumer_name,
+        };
         let config_name = Some(meta.text("name"));
         let durable = (kind == MetaKind::Consumer).then(|| meta.text("durable_name"));
         let names = [meta.consumer_name.as_deref(), config_name, durable];
-        let name = names.into_iter().flatten().find(|n| !n.is_empty()).map(str::to_owned);
+        let name = names
+            .into_iter()
+            .flatten()
+            .find(|n| !n.is_empty())
+            .map(str::to_owned);
         meta.name = name;
         meta
     }
@@ -220,7 +241,10 @@ impl MetaInf {
     /// A field, by its name in whatever case.
     pub fn get(&self, key: &str) -> Option<&Value> {
         self.config.get(key).or_else(|| {
-            self.config.iter().find(|(k, _)| k.eq_ignore_ascii_case(key)).map(|(_, value)| value)
+            self.config
+                .iter()
+                .find(|(k, _)| k.eq_ignore_ascii_case(key))
+                .map(|(_, value)| value)
         })
     }
 
@@ -229,7 +253,9 @@ impl MetaInf {
     }
 
     fn text_or<'a>(&'a self, key: &str, default: &'a str) -> &'a str {
-        Some(self.text(key)).filter(|t| !t.is_empty()).unwrap_or(default)
+        Some(self.text(key))
+            .filter(|t| !t.is_empty())
+            .unwrap_or(default)
     }
 
     fn int(&self, key: &str) -> i64 {
@@ -245,7 +271,11 @@ impl MetaInf {
     }
 
     fn texts(&self, key: &str) -> impl Iterator<Item = &str> {
-        self.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
+        self.get(key)
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
     }
 
     /// `metadata`: one value.
@@ -255,7 +285,9 @@ impl MetaInf {
 
     /// The API level a server must have (`_nats.req.level`); what is no number no server has.
     pub fn required_api_level(&self) -> Option<u32> {
-        let level = self.metadata(REQUIRED_LEVEL).filter(|level| !level.is_empty())?;
+        let level = self
+            .metadata(REQUIRED_LEVEL)
+            .filter(|level| !level.is_empty())?;
         Some(level.parse().unwrap_or(u32::MAX))
     }
 
@@ -341,7 +373,9 @@ impl MetaInf {
 
     /// The stream has sources.
     pub fn has_sources(&self) -> bool {
-        self.get("sources").and_then(Value::as_array).is_some_and(|s| !s.is_empty())
+        self.get("sources")
+            .and_then(Value::as_array)
+            .is_some_and(|s| !s.is_empty())
     }
 
     /// The template that made the stream (2.2–2.12): 2.14 and later refuse the stream for it.
@@ -352,7 +386,9 @@ impl MetaInf {
     /// A consumer's filters, however they were given; none means everything.
     pub fn filters(&self) -> Vec<&str> {
         let one = Some(self.text("filter_subject")).filter(|f| !f.is_empty());
-        one.into_iter().chain(self.texts("filter_subjects")).collect()
+        one.into_iter()
+            .chain(self.texts("filter_subjects"))
+            .collect()
     }
 
     /// `all`, `last`, `new`, `by_start_sequence`, `by_start_time` or `last_per_subject`.
@@ -433,13 +469,20 @@ pub fn check_sum(key_name: &[u8], meta: &[u8], sum_file: &[u8]) -> Result<(), Su
         return Ok(());
     }
     let is_sum = sum_file.len() == 16
-        && sum_file.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
+        && sum_file
+            .iter()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
     if is_sum {
         let stored = String::from_utf8_lossy(sum_file).into_owned();
         return Err(SumFault::Differs { stored, computed });
     }
-    let matches = sum_file.trim_ascii().eq_ignore_ascii_case(computed.as_bytes());
-    Err(SumFault::Form { len: sum_file.len(), matches })
+    let matches = sum_file
+        .trim_ascii()
+        .eq_ignore_ascii_case(computed.as_bytes());
+    Err(SumFault::Form {
+        len: sum_file.len(),
+        matches,
+    })
 }
 
 /// The keys of a stream's configuration and the release that brought each.
@@ -594,7 +637,10 @@ pub fn oldest_writer(meta: &MetaInf) -> &'static str {
         MetaKind::Consumer => CONSUMER_KEYS,
     };
     // Both lists go from old to new.
-    let newest = known.iter().rev().find(|(key, _)| meta.config.contains_key(*key));
+    let newest = known
+        .iter()
+        .rev()
+        .find(|(key, _)| meta.config.contains_key(*key));
     newest.map_or("2.2.0", |(_, release)| release)
 }
 
@@ -610,7 +656,10 @@ pub fn unknown_values(meta: &MetaInf) -> Vec<String> {
     const CONSUMER: &[(&str, &[&str])] = &[
         ("ack_policy", &["none", "all", "explicit", "flow_control"]),
         ("replay_policy", &["instant", "original"]),
-        ("priority_policy", &["none", "overflow", "pinned_client", "prioritized"]),
+        (
+            "priority_policy",
+            &["none", "overflow", "pinned_client", "prioritized"],
+        ),
         (
             "deliver_policy",
             &[
@@ -628,11 +677,343 @@ pub fn unknown_values(meta: &MetaInf) -> Vec<String> {
         MetaKind::Stream => STREAM,
         MetaKind::Consumer => CONSUMER,
     };
-    let is_known = |value: &Value, known: &[&str]| value.as_str().is_some_and(|v| known.contains(&v));
+    let is_known =
+        |value: &Value, known: &[&str]| value.as_str().is_some_and(|v| known.contains(&v));
     fields
         .iter()
         .filter_map(|(key, known)| Some((key, meta.get(key)?, known)))
         .filter(|(_, value, known)| !is_known(value, known))
         .map(|(key, value, _)| format!("{key}: {value}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    macro_rules! vector {
+        ($name:literal) => {
+            (
+                include_bytes!(concat!("../../fixtures/vectors/meta/", $name, ".inf")).as_slice(),
+                include_bytes!(concat!("../../fixtures/vectors/meta/", $name, ".sum")).as_slice(),
+            )
+        };
+    }
+
+    fn invalid(offset: u64, what: &'static str) -> Fault {
+        Fault::new(offset, FaultKind::Invalid(what))
+    }
+
+    #[test]
+    fn files_of_servers_come_back_byte_for_byte() {
+        let streams = [
+            (
+                vector!("2.15.2-sourced"),
+                "SOURCED",
+                "2.11.0",
+                1795224540638589064,
+            ),
+            (
+                vector!("2.15.2-s2"),
+                "S2META",
+                "2.11.0",
+                1795224545268094400,
+            ),
+            (
+                vector!("2.14.5-raft"),
+                "C-R3F-X5Iui4j0",
+                "2.11.0",
+                1795221531742096652,
+            ),
+        ];
+        for ((inf, sum_file), name, oldest, created) in streams {
+            let meta = decode_stream(inf).unwrap();
+            assert_eq!(
+                (meta.name.as_deref(), meta.created_ns),
+                (Some(name), Some(created))
+            );
+            assert_eq!(oldest_writer(&meta), oldest);
+            assert_eq!(encode_stream(&meta), inf);
+            check_sum(name.as_bytes(), inf, sum_file).unwrap();
+            assert_eq!(sum(name, inf).as_bytes(), sum_file);
+            assert_eq!(
+                (unknown_keys(&meta), unknown_values(&meta)),
+                (vec![], vec![])
+            );
+        }
+        let (inf, sum_file) = vector!("2.2.6-consumer");
+        let meta = decode_consumer(inf).unwrap();
+        assert_eq!(encode_consumer(&meta), inf);
+        assert_eq!(
+            (meta.name.as_deref(), meta.consumer_name.as_deref()),
+            (Some("NEW"), Some(""))
+        );
+        assert_eq!(oldest_writer(&meta), "2.2.0");
+        check_sum(b"ORDERS/NEW", inf, sum_file).unwrap();
+        assert_eq!(
+            (unknown_keys(&meta), unknown_values(&meta)),
+            (vec![], vec![])
+        );
+    }
+
+    #[test]
+    fn staged_batches_have_no_creation_time() {
+        let (inf, sum_file) = vector!("2.14.5-batch");
+        let meta = decode_stream(inf).unwrap();
+        assert_eq!(meta.created.as_deref(), Some("0001-01-01T00:00:00Z"));
+        assert_eq!(meta.created_ns, None);
+        assert_eq!(encode_stream(&meta), inf);
+        check_sum(b"AKVWNmEF", inf, sum_file).unwrap();
+    }
+
+    #[test]
+    fn stream_fields() {
+        let meta = decode_stream(vector!("2.15.2-s2").0).unwrap();
+        assert_eq!(meta.subjects(), ["s2m.>"]);
+        let texts = (
+            meta.retention(),
+            meta.discard(),
+            meta.storage(),
+            meta.compression(),
+        );
+        assert_eq!(texts, ("limits", "old", "file", Some("s2")));
+        let limits = (
+            meta.max_msgs(),
+            meta.max_bytes(),
+            meta.max_age(),
+            meta.max_msg_size(),
+        );
+        assert_eq!(limits, (-1, -1, 0, -1));
+        let numbers = (
+            meta.max_msgs_per_subject(),
+            meta.first_seq(),
+            meta.num_replicas(),
+        );
+        assert_eq!(numbers, (-1, 1000, 1));
+        assert_eq!(
+            (meta.metadata("team"), meta.metadata("none")),
+            (Some("billing"), None)
+        );
+        assert_eq!(meta.required_api_level(), Some(0));
+        assert!(!meta.has_sources() && !meta.has_mirror() && !meta.allow_msg_ttl());
+        assert!(meta.config.keys().eq([
+            "name",
+            "subjects",
+            "retention",
+            "max_consumers",
+            "max_msgs",
+            "max_bytes",
+            "max_age",
+            "max_msgs_per_subject",
+            "max_msg_size",
+            "discard",
+            "storage",
+            "num_replicas",
+            "duplicate_window",
+            "compression",
+            "first_seq",
+            "allow_direct",
+            "mirror_direct",
+            "sealed",
+            "deny_delete",
+            "deny_purge",
+            "allow_rollup_hdrs",
+            "consumer_limits",
+            "allow_msg_ttl",
+            "metadata",
+        ]));
+
+        assert!(
+            decode_stream(vector!("2.15.2-sourced").0)
+                .unwrap()
+                .has_sources()
+        );
+        let raft = decode_stream(vector!("2.14.5-raft").0).unwrap();
+        let labels = ["account", "stream", "consumer", "type"].map(|k| raft.metadata(k).unwrap());
+        assert_eq!(labels, ["$G", "ORDERS", "MAIN", "consumer"]);
+    }
+
+    #[test]
+    fn consumer_fields() {
+        let meta = decode_consumer(vector!("2.2.6-consumer").0).unwrap();
+        assert_eq!(meta.filters(), ["orders.new.>"]);
+        assert_eq!(
+            (meta.deliver_policy(), meta.ack_policy()),
+            ("all", "explicit")
+        );
+        assert_eq!(
+            (meta.max_deliver(), meta.direct(), meta.mem_storage()),
+            (-1, false, false)
+        );
+        let many = br#"{"filter_subjects":["a","b.>"],"deliver_policy":"by_start_time",
+            "opt_start_time":"2026-01-02T03:04:05.6+01:00","opt_start_seq":18446744073709551615}"#;
+        let many = decode_consumer(many).unwrap();
+        assert_eq!(
+            (many.filters(), many.name.as_deref()),
+            (vec!["a", "b.>"], None)
+        );
+        assert_eq!(many.opt_start_time(), Some(1767319445600000000));
+        assert_eq!(many.opt_start_seq(), u64::MAX);
+    }
+
+    #[test]
+    fn strings_are_escaped_as_go_does() {
+        // What Go 1.26's json.Marshal makes of this text.
+        let text = "<a&b> \u{2028}\u{2029}\"\\\n\u{1} < é \u{8}\u{c}";
+        let go = r#""\u003ca\u0026b\u003e \u2028\u2029\"\\\n\u0001 \u003c é \b\f""#;
+        assert_eq!(String::from_utf8(go_json(&text.into())).unwrap(), go);
+        let keys = decode_stream(br#"{"metadata":{"a\u0026b":"\u003c"}}"#).unwrap();
+        assert_eq!(
+            encode_stream(&keys),
+            br#"{"metadata":{"a\u0026b":"\u003c"}}"#
+        );
+    }
+
+    #[test]
+    fn names_are_matched_as_go_matches_them() {
+        let json = br#"{"created":"2020-01-01T00:00:00Z","NAME":"A","Max_Msgs":7,"Name":"B"}"#;
+        let meta = decode_stream(json).unwrap();
+        assert_eq!(meta.created_ns, Some(1577836800000000000));
+        assert_eq!(meta.max_msgs(), 7);
+        assert_eq!(unknown_keys(&meta), [""; 0]);
+        let meta = decode_consumer(br#"{"Name":"","name":"N","durable_name":"D"}"#).unwrap();
+        assert_eq!(meta.name.as_deref(), Some("N"));
+        let meta = decode_stream(b"{\"name\":\"a\xffb\",\"max_msgs\":1,\"max_msgs\":2}").unwrap();
+        assert_eq!(
+            (meta.name.as_deref(), meta.max_msgs()),
+            (Some("a\u{fffd}b"), 2)
+        );
+    }
+
+    #[test]
+    fn what_is_unknown_is_named() {
+        let json = br#"{"name":"A","retention":"forever","storage":"file","compression":7,
+            "template_owner":"T","nmae":1,"metadata":{"free":"text"},
+            "placement":{"cluster":"c","tag":[]},"mirror":{"name":"M","external":{"api":"","x":1}},
+            "sources":[{"name":"S","subject_transforms":[{"src":"a","dst":"b"}]},{"nmae":1}]}"#;
+        let meta = decode_stream(json).unwrap();
+        let unknown = [
+            "mirror.external.x",
+            "nmae",
+            "placement.tag",
+            "sources.nmae",
+            "sources.subject_transforms.dst",
+        ];
+        assert_eq!(unknown_keys(&meta), unknown);
+        assert_eq!(
+            unknown_values(&meta),
+            ["retention: \"forever\"", "compression: 7"]
+        );
+        assert_eq!(meta.template_owner(), Some("T"));
+        // A stream's key in a consumer.
+        let meta = decode_consumer(br#"{"sealed":true,"ack_policy":"some"}"#).unwrap();
+        assert_eq!(
+            (unknown_keys(&meta), unknown_values(&meta)),
+            (vec!["sealed".into()], vec!["ack_policy: \"some\"".into()])
+        );
+        let level = |json: &[u8]| decode_stream(json).unwrap().required_api_level();
+        assert_eq!(level(br#"{"metadata":{"_nats.req.level":"5"}}"#), Some(5));
+        assert_eq!(
+            level(br#"{"metadata":{"_nats.req.level":"x"}}"#),
+            Some(u32::MAX)
+        );
+        assert_eq!(level(br#"{"metadata":{"_nats.req.level":""}}"#), None);
+    }
+
+    #[test]
+    fn faults_say_where() {
+        let fault = |json: &[u8]| decode_stream(json).unwrap_err();
+        assert_eq!(
+            fault(b"{\"name\":\"A\",\n \"max_msgs\":x}"),
+            invalid(25, "JSON")
+        );
+        assert_eq!(fault(b"{\"name\":?}"), invalid(8, "JSON"));
+        assert_eq!(fault(&[0; 400]), invalid(0, "JSON"));
+        assert_eq!(fault(b"[]"), invalid(0, "JSON: not an object"));
+        assert_eq!(fault(b"{\"Created\":5}"), invalid(0, "Created"));
+        let behind = fault(b"{\"name\":\"A\"} \n{}");
+        assert_eq!(behind, Fault::new(12, FaultKind::Trailing { bytes: 4 }));
+        decode_stream(b" {\"name\":\"A\"} \n").unwrap();
+
+        let (inf, _) = vector!("2.15.2-sourced");
+        for len in 0..inf.len() {
+            let truncated = FaultKind::Truncated { need: 1, have: 0 };
+            assert_eq!(fault(&inf[..len]), Fault::new(len as u64, truncated));
+        }
+    }
+
+    #[test]
+    fn hostile_sizes_are_refused() {
+        let deep = [b"{\"name\":".repeat(100_000), b"1".to_vec()].concat();
+        assert!(matches!(
+            decode_stream(&deep).unwrap_err().kind,
+            FaultKind::Invalid("JSON")
+        ));
+        let big = vec![b' '; MAX_META + 1];
+        let fault = decode_stream(&big).unwrap_err();
+        assert!(matches!(
+            fault.kind,
+            FaultKind::TooLarge {
+                value: 16_777_217,
+                ..
+            }
+        ));
+    }
+
+    #[test]
+    fn sums_are_compared_to_the_letter() {
+        let (inf, stored) = vector!("2.15.2-s2");
+        check_sum(b"S2META", inf, stored).unwrap();
+        for (name, inf) in [("s2meta", inf), ("S2META", &inf[1..])] {
+            let fault = check_sum(name.as_bytes(), inf, stored).unwrap_err();
+            let (stored, computed) = ("490e65ae03bfe4b7".to_owned(), sum(name, inf));
+            assert_eq!(fault, SumFault::Differs { stored, computed });
+        }
+        let form = |file: &[u8]| check_sum(b"S2META", inf, file).unwrap_err();
+        assert_eq!(
+            form(b"490e65ae03bfe4b7\n"),
+            SumFault::Form {
+                len: 17,
+                matches: true
+            }
+        );
+        assert_eq!(
+            form(b"490E65AE03BFE4B7"),
+            SumFault::Form {
+                len: 16,
+                matches: true
+            }
+        );
+        assert_eq!(
+            form(b"490e65ae03bfe4b"),
+            SumFault::Form {
+                len: 15,
+                matches: false
+            }
+        );
+        assert_eq!(
+            form(&[0xff; 16]),
+            SumFault::Form {
+                len: 16,
+                matches: false
+            }
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes: Vec<u8>, flip in 0usize..512, to: u8) {
+            let _ = decode_stream(&bytes);
+            let mut inf = vector!("2.15.2-sourced").0.to_vec();
+            if let Some(byte) = inf.get_mut(flip) {
+                *byte = to;
+            }
+            for meta in [decode_stream(&inf), decode_consumer(&inf)].into_iter().flatten() {
+                unknown_keys(&meta);
+                unknown_values(&meta);
+                let again = encode_stream(&meta);
+                proptest::prop_assert_eq!(decode_stream(&again).unwrap().config, meta.config);
+            }
+        }
+    }
 }
