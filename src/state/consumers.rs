@@ -1,7 +1,7 @@
 //! Consumers: how many messages each still has before it.
 
-use super::limits::live_records;
 use super::subjects::{SubjectMap, matches_any};
+use super::visit::live_records;
 use super::{StreamState, blocks_to_read};
 use crate::format::o_dat::SeqPair;
 use crate::pipeline::{self, Threads};

@@ -4,31 +4,10 @@
 //! take them away again. Age is not among them: the state is the one at the stop.
 
 use super::subjects::SubjectMap;
-use super::{BlockState, StreamState};
-use crate::format::record::{Kind, OnDamage, Proof, Record, Step, scan};
+use super::visit::live_records;
+use super::StreamState;
+use crate::format::record::Record;
 use crate::stream::{Scratch, Stream};
-
-/// Calls `visit` for each live message of a loaded block, in order.
-pub fn live_records<'b>(
-    stream: &Stream,
-    n: u64,
-    bytes: &'b [u8],
-    state: &BlockState,
-    mut visit: impl FnMut(Record<'b>),
-) {
-    let prover = stream.prover(n);
-    let mut seen = 0u64;
-    scan(bytes, 0, &prover, OnDamage::Resync, |step| {
-        if let Step::Record(r, Proof::Proven) = step
-            && r.kind == Kind::Message
-            && r.seq > seen
-            && state.is_live(r.seq)
-        {
-            seen = r.seq;
-            visit(r);
-        }
-    });
-}
 
 /// Removes, from the first message on, those that `remove` asks for, until it says that all is done.
 fn remove_from_head(

@@ -8,6 +8,7 @@ pub mod consumers;
 mod limits;
 pub mod scan;
 pub mod subjects;
+pub mod visit;
 
 use crate::finding::Finding;
 use crate::format::index_db::{BlockEntry, IndexDb};
