@@ -292,11 +292,7 @@ struct Side {
     survey: Survey,
 }
 
-fn open(
-    ctx: &Context<'_>,
-    source: &StreamSource,
-    findings: &mut Vec<Finding>,
-) -> Option<Side> {
+fn open(ctx: &Context<'_>, source: &StreamSource, findings: &mut Vec<Finding>) -> Option<Side> {
     let want = Want {
         subjects: false,
         consumers: true,
