@@ -27,22 +27,31 @@ struct Found {
 // ---------------------------------------------------------------------------------------------------------------
 // TO BE WIRED to the library's check verb: then set IN_PROCESS, and every bit is tried. A process for each bit would
 // take hours, so until then only some bits are.
-const IN_PROCESS: bool = false;
+const IN_PROCESS: bool = true;
 
 fn check_dir(path: &Path, keys: Option<&str>) -> Vec<Found> {
-    let mut jetsam = Jetsam::new().args(["check", "--json"]).arg(path);
-    if let Some(key) = keys {
-        jetsam.command.env("JETSAM_KEY", key);
-    }
-    let ran = jetsam.run();
-    let text = |v: &serde_json::Value| v.as_str().unwrap_or_default().to_owned();
-    ran.json()["findings"]
-        .as_array()
-        .unwrap()
+    let mut out = std::io::sink();
+    let ctx = jetsam::verbs::Context {
+        threads: jetsam::pipeline::Threads::new(1).unwrap(),
+        keys: jetsam::format::crypt::KeyRing {
+            current: keys.map(jetsam::format::crypt::ServerKey::new),
+            previous: None,
+        },
+        selector: Default::default(),
+        open: Default::default(),
+        live: false,
+        json: false,
+        style: Default::default(),
+        out: &mut out,
+        monitor: &jetsam::verbs::Silent,
+    };
+    let source = jetsam::source::open(path, &ctx.open).unwrap();
+    jetsam::verbs::check::check(&ctx, &source)
+        .findings
         .iter()
         .map(|f| Found {
-            severity: text(&f["severity"]),
-            code: text(&f["code"]),
+            severity: format!("{:?}", f.severity).to_lowercase(),
+            code: f.code.as_str().to_owned(),
         })
         .collect()
 }

@@ -3,7 +3,7 @@
 use super::subjects::{SubjectMap, matches_any};
 use super::visit::live_records;
 use super::{StreamState, blocks_to_read};
-use crate::format::o_dat::SeqPair;
+use crate::format::o_dat::{ConsumerState, SeqPair};
 use crate::pipeline::{self, Threads};
 use crate::stream::{Consumer, Scratch, Stream};
 use std::ops::ControlFlow;
@@ -19,7 +19,9 @@ pub struct Position {
 
 /// Where a consumer stands.
 pub fn position(consumer: &Consumer, state: &StreamState) -> Position {
-    if let Some(s) = &consumer.state {
+    // Servers before 2.9 store zeros until the first delivery.
+    let unused = |s: &ConsumerState| *s == ConsumerState::default();
+    if let Some(s) = consumer.state.as_ref().filter(|s| !unused(s)) {
         return Position {
             delivered: s.delivered,
             ack_floor: s.ack_floor,

@@ -21,6 +21,7 @@ use crate::format::idx::{self, Idx};
 use crate::format::record::{BorderDoubt, Kind, OnDamage, Proof, Record, Step, scan};
 use crate::format::seqset::SeqSet;
 use crate::pipeline::{self, Threads};
+use crate::source::Role;
 use crate::source::archive::V2;
 use crate::stream::{BlockFile, Index, Loaded, Scratch, Stream};
 use std::ops::ControlFlow;
@@ -36,6 +37,8 @@ struct Row {
     len: u32,
     subject: u32,
 }
+
+const NO_SUBJECT: u32 = u32::MAX;
 
 /// What is known of a block before it is scanned.
 enum Known<'a> {
@@ -260,7 +263,12 @@ fn scan_block(
             advance(s, r.seq, r.ts);
             live
         };
-        if live && (ask.subjects || ask.listed.is_some()) {
+        if live && r.subject.is_empty() && stream.role == Role::Stream {
+            findings.add(Code::RecordFields, r.offset, Some(r.seq), || "a message without subject".into());
+        }
+        // The logs of raft groups have no subjects, and nothing counts them.
+        let mut subject = NO_SUBJECT;
+        if live && !r.subject.is_empty() && (ask.subjects || ask.listed.is_some()) {
             let id = out.subjects.id(r.subject);
             let count = out.subjects.value_of_mut(id);
             *count += 1;
@@ -275,20 +283,14 @@ fn scan_block(
                     )
                 });
             }
-            if ask.rows {
-                out.rows.push(Row {
-                    seq: r.seq,
-                    ts: r.ts,
-                    len: r.raw.len() as u32,
-                    subject: id,
-                });
-            }
-        } else if live && ask.rows {
+            subject = id;
+        }
+        if live && ask.rows {
             out.rows.push(Row {
                 seq: r.seq,
                 ts: r.ts,
                 len: r.raw.len() as u32,
-                subject: 0,
+                subject,
             });
         }
     };
@@ -636,7 +638,7 @@ fn apply_tombstones(scan: &mut BlockScan, dead: &SeqSet) {
             s.msgs = s.msgs.saturating_sub(1);
             s.bytes = s.bytes.saturating_sub(u64::from(row.len));
             s.deleted.insert(row.seq);
-            if !scan.subjects.is_empty() {
+            if row.subject != NO_SUBJECT {
                 let n = scan.subjects.value_of_mut(row.subject);
                 *n = n.saturating_sub(1);
             }
@@ -669,7 +671,7 @@ pub(super) fn rebuild(
     let mut counted = SubjectMap::new();
     let mut dead = SeqSet::new();
     let last = stream.blocks.last().map(|b| b.n);
-    let has_subjects = stream.role == crate::source::Role::Stream;
+    let has_subjects = stream.role == Role::Stream;
     pipeline::ordered(
         threads,
         stream.blocks.len(),

@@ -1,10 +1,10 @@
 //! `jetsam check`: reads and proves everything, and says what it found.
 
-use super::{Context, Exit, Failure, Opened, exit_for, render};
+use super::{Context, Exit, Failure, exit_for, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
-use crate::source::{Role, StreamSource};
+use crate::source::{Role, Source, StreamSource};
 use crate::state::consumers::position;
 use crate::state::{Depth, StreamState, Survey, survey};
 use crate::stream::{INDEX_FILE, Stream, Want};
@@ -51,7 +51,7 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
     for path in sources {
         let opened = ctx.open(path)?;
         ctx.require_match(&opened)?;
-        let mut one = check(ctx, &opened);
+        let mut one = check(ctx, &opened.source);
         if sources.len() > 1 {
             // `file` is relative to its source; with several sources that alone would be ambiguous.
             for f in &mut one.findings {
@@ -95,17 +95,18 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
 }
 
 /// Checks the selected streams (and raft groups) of a source.
-pub fn check(ctx: &Context<'_>, opened: &Opened) -> Report {
+pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
     let mut report = Report {
-        findings: opened.source.findings.clone(),
+        findings: source.findings.clone(),
         ..Report::default()
     };
-    for source in opened.streams(&ctx.selector) {
+    let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);
+    for s in source.streams.iter().filter(selected) {
         report.summary.streams += 1;
-        stream(ctx, source, &mut report);
+        stream(ctx, s, &mut report);
     }
-    for source in opened.groups(&ctx.selector) {
-        stream(ctx, source, &mut report);
+    for s in source.groups.iter().filter(selected) {
+        stream(ctx, s, &mut report);
     }
     report
 }
@@ -274,7 +275,9 @@ fn side_files(stream: &Stream, out: &mut Vec<Finding>) {
     for b in &stream.blocks {
         if b.idx {
             let path = msgs.join(format!("{}.idx", b.n));
+            // Servers leave an empty one beside an empty block.
             if let Some(raw) = stream.read_idx(b.n)
+                && !raw.is_empty()
                 && let Err(fault) = idx::decode(&raw, 0)
             {
                 out.push(
