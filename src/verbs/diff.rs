@@ -32,6 +32,8 @@ const RUNS: usize = 4096;
 const NAMED: usize = 1000;
 /// Sequences that are listed of a set that differs.
 const LISTED: usize = 16;
+/// Times of creation that replicas of one stream or consumer note lie less than this apart.
+const REPLICAS_APART: u64 = 1_000_000_000;
 
 /// How to compare.
 #[derive(Debug, Clone, Copy, Default)]
@@ -292,11 +294,7 @@ struct Side {
     survey: Survey,
 }
 
-fn open(
-    ctx: &Context<'_>,
-    source: &StreamSource,
-    findings: &mut Vec<Finding>,
-) -> Option<Side> {
+fn open(ctx: &Context<'_>, source: &StreamSource, findings: &mut Vec<Finding>) -> Option<Side> {
     let want = Want {
         subjects: false,
         consumers: true,
@@ -315,6 +313,12 @@ fn open(
     ctx.monitor.end();
     findings.append(&mut survey.findings);
     Some(Side { stream, survey })
+}
+
+fn replicated(a: &Side, b: &Side) -> bool {
+    [a, b]
+        .iter()
+        .any(|s| s.stream.meta.as_ref().is_some_and(|m| m.num_replicas() > 1))
 }
 
 fn compare(
@@ -342,7 +346,7 @@ fn compare(
     };
     report.names = (account.clone(), name.clone());
     if let (Some(l), Some(r)) = (&a.stream.meta, &b.stream.meta) {
-        for (key, l, r) in config_differences(l, r) {
+        for (key, l, r) in config_differences(l, r, replicated(&a, &b)) {
             report.add(ctx, What::Config, None, key, l, r)?;
         }
     }
@@ -427,7 +431,7 @@ fn slim(v: &Value) -> Value {
 }
 
 /// The keys of two configurations that differ, with both values.
-fn config_differences(a: &MetaInf, b: &MetaInf) -> Vec<(String, Value, Value)> {
+fn config_differences(a: &MetaInf, b: &MetaInf, replicated: bool) -> Vec<(String, Value, Value)> {
     let (mut l, mut r) = (plain(&a.config, true), plain(&b.config, true));
     let mut out = Vec::new();
     let keys: BTreeSet<String> = l.keys().chain(r.keys()).cloned().collect();
@@ -437,9 +441,10 @@ fn config_differences(a: &MetaInf, b: &MetaInf) -> Vec<(String, Value, Value)> {
             out.push((key, l.unwrap_or_default(), r.unwrap_or_default()));
         }
     }
-    // Only where both sides tell.
+    // Only where both sides tell. Replicas each note the time of their own making (before 2.12).
+    let slack = if replicated { REPLICAS_APART } else { 0 };
     if let (Some(l), Some(r)) = (a.created_ns, b.created_ns)
-        && l != r
+        && l.abs_diff(r) > slack
     {
         out.push(("created".into(), rfc3339(l).into(), rfc3339(r).into()));
     }
@@ -499,8 +504,8 @@ fn consumers(
     for name in names {
         match (left.remove(&name), right.remove(&name)) {
             (Some(l), Some(r)) => {
-                for (key, l, r) in consumer_differences(&l, &r, (&a.survey.state, &b.survey.state))
-                {
+                let states = (&a.survey.state, &b.survey.state);
+                for (key, l, r) in consumer_differences(&l, &r, states, replicated(a, b)) {
                     report.add(ctx, What::Consumer, Some(&name), key, l, r)?;
                 }
             }
@@ -535,20 +540,25 @@ fn consumer_differences(
     a: &Consumer,
     b: &Consumer,
     states: (&StreamState, &StreamState),
+    replicated: bool,
 ) -> Vec<(String, Value, Value)> {
     let mut out = Vec::new();
     if let (Some(l), Some(r)) = (&a.meta, &b.meta) {
-        out.extend(config_differences(l, r).into_iter().map(|(key, l, r)| {
-            (
-                if key == "created" {
-                    key
-                } else {
-                    format!("config.{key}")
-                },
-                l,
-                r,
-            )
-        }));
+        out.extend(
+            config_differences(l, r, replicated)
+                .into_iter()
+                .map(|(key, l, r)| {
+                    (
+                        if key == "created" {
+                            key
+                        } else {
+                            format!("config.{key}")
+                        },
+                        l,
+                        r,
+                    )
+                }),
+        );
     }
     if a.state_damaged || b.state_damaged {
         return out;
@@ -1061,7 +1071,7 @@ mod tests {
             "mirror": {"name": "M"},
         });
         assert_eq!(
-            config_differences(&meta(stored.clone()), &meta(api)),
+            config_differences(&meta(stored.clone()), &meta(api), false),
             vec![]
         );
         let mut other = stored.clone();
@@ -1069,7 +1079,7 @@ mod tests {
         other["subjects"] = json!(["a", "b"]);
         other["metadata"]["_nats.req.level"] = json!("1");
         other["num_replicas"] = json!(3);
-        let keys: Vec<_> = config_differences(&meta(stored), &meta(other))
+        let keys: Vec<_> = config_differences(&meta(stored), &meta(other), false)
             .into_iter()
             .map(|d| d.0)
             .collect();
