@@ -692,8 +692,11 @@ mod tests {
     use crate::stream::Want;
     use std::sync::Mutex;
 
-    /// A stream directory of blocks: (number, records as (sequence with flags, subject, payload)).
-    fn store(blocks: &[(u64, &[(u64, &str, &str)])]) -> tempfile::TempDir {
+    /// Records as (sequence with flags, subject, payload).
+    type Rows<'a> = &'a [(u64, &'a str, &'a str)];
+
+    /// A stream directory of blocks.
+    fn store(blocks: &[(u64, Rows<'_>)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let msgs = dir.path().join("S/msgs");
         std::fs::create_dir_all(&msgs).unwrap();

@@ -769,7 +769,8 @@ fn merge(
         let (kind, rows) = match (a.peek().copied(), b.peek().copied()) {
             (None, None) => break,
             (Some(l), Some(r)) if l.seq == r.seq => {
-                (a.next(), b.next());
+                a.next();
+                b.next();
                 (Kind::Parts(l.parts(&r)), (l, r))
             }
             (Some(l), r) if r.is_none_or(|r| l.seq < r.seq) => {
