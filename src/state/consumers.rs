@@ -29,7 +29,7 @@ pub fn position(consumer: &Consumer, state: &StreamState) -> Position {
     let policy = consumer
         .meta
         .as_ref()
-        .and_then(|m| m.deliver_policy())
+        .map(|m| m.deliver_policy())
         .unwrap_or("all");
     let next = match policy {
         "new" => state.last_seq.saturating_add(1),
@@ -82,7 +82,7 @@ pub fn pending(stream: &Stream, state: &StreamState, threads: &Threads) -> Vec<u
         let last_per_subject = consumer
             .meta
             .as_ref()
-            .is_some_and(|m| m.deliver_policy() == Some("last_per_subject"));
+            .is_some_and(|m| m.deliver_policy() == "last_per_subject");
         if filters.is_empty() && !last_per_subject {
             let total: u64 = state.blocks.iter().map(|b| b.live_from(from)).sum();
             set(&mut out, index, total.min(state.msgs));

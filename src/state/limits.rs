@@ -3,9 +3,9 @@
 //! Removals by a limit leave no tombstone, so a scan brings such messages back and the limit has to
 //! take them away again. Age is not among them: the state is the one at the stop.
 
+use super::StreamState;
 use super::subjects::SubjectMap;
 use super::visit::live_records;
-use super::StreamState;
 use crate::format::record::Record;
 use crate::stream::{Scratch, Stream};
 
@@ -95,7 +95,7 @@ pub(super) fn enforce(stream: &Stream, state: &mut StreamState) {
         msgs: state.msgs,
         bytes: state.bytes,
     };
-    if meta.discard() != Some("new") && over(&now) {
+    if meta.discard() != "new" && over(&now) {
         remove_from_head(stream, state, |_, t, _| over(t), |t, _| !over(t));
     }
     let per_subject = limit(meta.max_msgs_per_subject());

@@ -30,7 +30,11 @@ impl Consumer {
         Self {
             name: entry.name.clone(),
             dir: PathBuf::new(),
-            meta: Some(MetaInf::from_config(entry.config.clone())),
+            meta: Some(MetaInf::new_consumer(
+                entry.config.clone(),
+                None,
+                entry.name.clone(),
+            )),
             state: Some(entry.state.clone()),
             state_damaged: false,
         }

@@ -170,7 +170,7 @@ impl Stream {
         if stream.meta.is_none()
             && let Some(backup) = &source.backup
         {
-            stream.meta = Some(MetaInf::from_config(backup.config.clone()));
+            stream.meta = Some(MetaInf::new_stream(backup.config.clone(), None));
         }
         if stream.name.is_empty() {
             stream.name = stream

@@ -6,7 +6,6 @@ use crate::finding::Severity;
 use crate::source::{Role, text};
 use crate::state::consumers::position;
 use serde_json::json;
-use std::io::Write as _;
 use std::path::Path;
 
 /// What to list besides streams.
@@ -29,8 +28,16 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     for source in opened.streams(&selector).chain(groups) {
         let mut d = describe(ctx, source, false, options.consumers || ctx.json);
         let s = &d.stream;
-        let errors = d.findings.iter().filter(|f| f.severity == Severity::Error).count();
-        let warnings = d.findings.iter().filter(|f| f.severity == Severity::Warning).count();
+        let errors = d
+            .findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error)
+            .count();
+        let warnings = d
+            .findings
+            .iter()
+            .filter(|f| f.severity == Severity::Warning)
+            .count();
         if ctx.json {
             let mut line = json!({
                 "account": s.account,
@@ -47,7 +54,10 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
             });
             if let Some(map) = line.as_object_mut() {
                 if d.state.last_ts != 0 {
-                    map.insert("last_ts".into(), json!(crate::time::rfc3339(d.state.last_ts)));
+                    map.insert(
+                        "last_ts".into(),
+                        json!(crate::time::rfc3339(d.state.last_ts)),
+                    );
                 }
                 if options.consumers {
                     let names: Vec<_> = s.consumers.iter().map(|c| json!(c.name)).collect();
@@ -95,7 +105,10 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
                         at.delivered.stream.to_string(),
                         String::new(),
                         String::new(),
-                        c.meta.as_ref().map(|m| m.filters().join(", ")).unwrap_or_default(),
+                        c.meta
+                            .as_ref()
+                            .map(|m| m.filters().join(", "))
+                            .unwrap_or_default(),
                         String::new(),
                     ]);
                 }
@@ -110,11 +123,23 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
         writeln!(ctx.out, "No streams")?;
     } else {
         let header = [
-            "Account", "Stream", ">Messages", ">Size", ">First", ">Last", "Last Message", ">Consumers", "Stored As", "Problems",
+            "Account",
+            "Stream",
+            ">Messages",
+            ">Size",
+            ">First",
+            ">Last",
+            "Last Message",
+            ">Consumers",
+            "Stored As",
+            "Problems",
         ];
         writeln!(ctx.out, "{}", render::table(ctx.style, &header, rows))?;
         if options.consumers {
-            writeln!(ctx.out, "\nConsumers (>): messages not delivered yet; First = ack floor, Last = delivered")?;
+            writeln!(
+                ctx.out,
+                "\nConsumers (>): messages not delivered yet; First = ack floor, Last = delivered"
+            )?;
         }
     }
     Ok(ctx.close(&opened, exit_for(&findings)))

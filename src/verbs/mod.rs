@@ -118,17 +118,27 @@ pub struct Opened {
 impl Opened {
     /// The selected streams.
     pub fn streams<'s>(&'s self, selector: &'s Selector) -> impl Iterator<Item = &'s StreamSource> {
-        self.source.streams.iter().filter(|s| selector.stream(&s.account, &s.name))
+        self.source
+            .streams
+            .iter()
+            .filter(|s| selector.stream(&s.account, &s.name))
     }
 
     /// The selected raft groups and unfinished batches.
     pub fn groups<'s>(&'s self, selector: &'s Selector) -> impl Iterator<Item = &'s StreamSource> {
-        self.source.groups.iter().filter(|s| selector.stream(&s.account, &s.name))
+        self.source
+            .groups
+            .iter()
+            .filter(|s| selector.stream(&s.account, &s.name))
     }
 
     /// True when the source was written to since it was opened.
     pub fn changed(&self) -> bool {
-        self.source.tree.as_ref().and_then(|t| t.fingerprint(Path::new(""))) != self.fingerprint
+        self.source
+            .tree
+            .as_ref()
+            .and_then(|t| t.fingerprint(Path::new("")))
+            != self.fingerprint
     }
 }
 
@@ -142,14 +152,22 @@ impl Context<'_> {
                     "{message}; stop it, read a snapshot of the disk, or use --live to read all the same"
                 )));
             }
-            self.monitor.warn(&format!("{message}; reading all the same: what is shown may be torn"));
+            self.monitor.warn(&format!(
+                "{message}; reading all the same: what is shown may be torn"
+            ));
         }
         let mut options = self.open.clone();
         options.account = options.account.or_else(|| self.selector.exact_account());
         options.stream = options.stream.or_else(|| self.selector.exact_stream());
         let source = source::open(path, &options)?;
-        let fingerprint = source.tree.as_ref().and_then(|t| t.fingerprint(Path::new("")));
-        Ok(Opened { source, fingerprint })
+        let fingerprint = source
+            .tree
+            .as_ref()
+            .and_then(|t| t.fingerprint(Path::new("")));
+        Ok(Opened {
+            source,
+            fingerprint,
+        })
     }
 
     /// Ends a reading verb: a source that changed meanwhile overrules what was found.
@@ -195,12 +213,17 @@ pub fn exit_for(findings: &[Finding]) -> Exit {
 /// Repeats errors among `findings` as messages: for verbs whose result has no place for them.
 pub fn warn_of(monitor: &dyn Monitor, findings: &[Finding]) {
     const LISTED: usize = 20;
-    let errors: Vec<&Finding> =
-        findings.iter().filter(|f| f.severity >= Severity::Error).collect();
+    let errors: Vec<&Finding> = findings
+        .iter()
+        .filter(|f| f.severity >= Severity::Error)
+        .collect();
     for f in errors.iter().take(LISTED) {
         monitor.warn(&render::finding_line(f));
     }
     if errors.len() > LISTED {
-        monitor.warn(&format!("{} more problems; `jetsam check` lists all", errors.len() - LISTED));
+        monitor.warn(&format!(
+            "{} more problems; `jetsam check` lists all",
+            errors.len() - LISTED
+        ));
     }
 }

@@ -1,7 +1,6 @@
 //! Human output: sizes, times, tables, colours. Colours only where the style says so.
 
 use crate::finding::{Finding, Severity};
-use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
 /// How human output looks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,7 +21,11 @@ pub fn bytes(n: u64) -> String {
         unit += 1;
     }
     let name = UNITS.get(unit).copied().unwrap_or_default();
-    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {name}") }
+    if unit == 0 {
+        format!("{n} B")
+    } else {
+        format!("{value:.1} {name}")
+    }
 }
 
 /// A number with thousands separated.
@@ -44,7 +47,8 @@ pub fn time(ns: i64) -> String {
         return "-".to_owned();
     }
     let text = crate::time::rfc3339(ns);
-    text.get(..19).map_or(text.clone(), |t| t.replacen('T', " ", 1))
+    text.get(..19)
+        .map_or(text.clone(), |t| t.replacen('T', " ", 1))
 }
 
 /// Text from input made safe for a terminal: control characters are shown escaped.
@@ -52,8 +56,11 @@ pub fn safe(text: &str) -> String {
     if text.chars().any(char::is_control) {
         text.chars()
             .flat_map(|c| {
-                let escaped: Box<dyn Iterator<Item = char>> =
-                    if c.is_control() { Box::new(c.escape_default()) } else { Box::new(std::iter::once(c)) };
+                let escaped: Box<dyn Iterator<Item = char>> = if c.is_control() {
+                    Box::new(c.escape_default())
+                } else {
+                    Box::new(std::iter::once(c))
+                };
                 escaped
             })
             .collect()
@@ -62,29 +69,58 @@ pub fn safe(text: &str) -> String {
     }
 }
 
-/// A table with a header. Columns whose header starts with `>` are aligned to the right.
+/// A table with a header. Columns whose header starts with `>` are aligned to the right; a column that is
+/// empty in every row is left out.
 pub fn table(style: Style, header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
-    let mut t = Table::new();
-    t.load_preset(presets::NOTHING);
-    if style.width > 0 {
-        t.set_content_arrangement(ContentArrangement::Dynamic).set_width(style.width);
-    }
-    t.set_header(header.iter().map(|h| {
-        let cell = Cell::new(h.trim_start_matches('>'));
-        if style.color { cell.add_attribute(comfy_table::Attribute::Bold) } else { cell }
-    }));
-    for row in rows {
-        t.add_row(row.into_iter().map(|c| Cell::new(safe(&c))));
-    }
-    for (i, h) in header.iter().enumerate() {
-        if let Some(column) = t.column_mut(i) {
-            column.set_padding((0, 2));
-            if h.starts_with('>') {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-    }
-    t.lines().map(|l| l.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+    let rows: Vec<Vec<String>> = rows
+        .into_iter()
+        .map(|r| r.iter().map(|c| safe(c)).collect())
+        .collect();
+    let columns: Vec<(usize, &str, bool, usize)> = header
+        .iter()
+        .enumerate()
+        .filter_map(|(i, h)| {
+            let widest = rows
+                .iter()
+                .filter_map(|r| r.get(i))
+                .map(|c| c.chars().count())
+                .max()?;
+            let title = h.trim_start_matches('>');
+            (widest > 0).then(|| {
+                (
+                    i,
+                    title,
+                    h.starts_with('>'),
+                    widest.max(title.chars().count()),
+                )
+            })
+        })
+        .collect();
+    let line = |cell: &dyn Fn(usize, &str) -> String| {
+        let cells: Vec<String> = columns
+            .iter()
+            .map(|(i, title, right, width)| {
+                let text = cell(*i, title);
+                let pad = " ".repeat(width.saturating_sub(text.chars().count()));
+                if *right {
+                    format!("{pad}{text}")
+                } else {
+                    format!("{text}{pad}")
+                }
+            })
+            .collect();
+        cells.join("  ").trim_end().to_owned()
+    };
+    let mut out = vec![paint(
+        style,
+        &line(&|_, title| title.to_owned()),
+        Color::Bold,
+    )];
+    out.extend(
+        rows.iter()
+            .map(|r| line(&|i, _| r.get(i).cloned().unwrap_or_default())),
+    );
+    out.join("\n")
 }
 
 /// A severity, coloured.
@@ -97,6 +133,21 @@ pub fn severity(style: Style, s: Severity) -> String {
     paint(style, text, color)
 }
 
+/// The colours in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Color {
+    /// Errors.
+    Red,
+    /// Good.
+    Green,
+    /// Warnings.
+    Yellow,
+    /// Places and notes.
+    Cyan,
+    /// Headings.
+    Bold,
+}
+
 /// Text in a colour, where the style has colours.
 pub fn paint(style: Style, text: &str, color: Color) -> String {
     if !style.color {
@@ -107,7 +158,7 @@ pub fn paint(style: Style, text: &str, color: Color) -> String {
         Color::Green => 32,
         Color::Yellow => 33,
         Color::Cyan => 36,
-        _ => 1,
+        Color::Bold => 1,
     };
     format!("\x1b[{code}m{text}\x1b[0m")
 }

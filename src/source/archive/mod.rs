@@ -77,6 +77,15 @@ enum Container {
 }
 
 impl Container {
+    /// Length of the archive file.
+    fn file_len(&self) -> u64 {
+        match self {
+            Self::Plain { len, .. } => *len,
+            Self::S2(frames) => frames.len(),
+            Self::Gzip(_) => 0,
+        }
+    }
+
     /// Reads unwrapped bytes; fewer than `out` only at the end. `fault` gets ranges of bytes that
     /// are not proven.
     fn read(
@@ -178,7 +187,10 @@ fn open_frames(file: File, len: u64) -> Result<Opened, ArchiveError> {
     let mut doubts = !frames.findings.is_empty();
     // The file ends within its first frame, and that is all that is wrong.
     let cut = doubts
-        && frames.findings.iter().all(|f| f.code == Code::ArchiveTruncated)
+        && frames
+            .findings
+            .iter()
+            .all(|f| f.code == Code::ArchiveTruncated)
         && frames.frame_at(0)?.is_none_or(|(_, end)| end >= len);
     let mut head = [0; HEAD];
     let n = frames.read(0, &mut head, &mut |_, _| doubts = true)?;
