@@ -1130,7 +1130,7 @@ mod tests {
     }
 
     fn meta(config: Value) -> MetaInf {
-        MetaInf::from_config(config.as_object().unwrap().clone())
+        MetaInf::new_stream(config.as_object().unwrap().clone(), None)
     }
 
     #[test]
