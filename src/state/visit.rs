@@ -680,3 +680,258 @@ fn weight(m: &V2Message<'_>) -> usize {
         .saturating_add(m.payload.len())
         .saturating_add(64)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::format::crypt::KeyRing;
+    use crate::format::hash::HashKey;
+    use crate::format::record::{ERASED_BIT, NewRecord, TOMBSTONE_BIT, encode};
+    use crate::source::{self, OpenOptions};
+    use crate::state::{Depth, survey};
+    use crate::stream::Want;
+    use std::sync::Mutex;
+
+    /// Records as (sequence with flags, subject, payload).
+    type Rows<'a> = &'a [(u64, &'a str, &'a str)];
+
+    /// A stream directory of blocks.
+    fn store(blocks: &[(u64, Rows<'_>)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let msgs = dir.path().join("S/msgs");
+        std::fs::create_dir_all(&msgs).unwrap();
+        for (n, records) in blocks {
+            let mut out = Vec::new();
+            for (seq, subject, payload) in *records {
+                let ts = ((seq & !(ERASED_BIT | TOMBSTONE_BIT)) * 10_000_000_000_000) as i64;
+                let record = NewRecord {
+                    seq: *seq,
+                    ts,
+                    subject: subject.as_bytes(),
+                    headers: b"",
+                    payload: payload.as_bytes(),
+                };
+                encode(&mut out, &HashKey::block("S", *n), &record).unwrap();
+            }
+            std::fs::write(msgs.join(format!("{n}.blk")), out).unwrap();
+        }
+        dir
+    }
+
+    fn open(dir: &tempfile::TempDir) -> Stream {
+        let source = source::open(&dir.path().join("S"), &OpenOptions::default()).unwrap();
+        let want = Want {
+            subjects: false,
+            consumers: false,
+        };
+        Stream::open(source.streams.first().unwrap(), &KeyRing::default(), want)
+    }
+
+    type Seen = Vec<(u64, String, Option<Deleted>)>;
+
+    fn visit(pass: &Pass<'_>) -> (Seen, Vec<Finding>) {
+        let mut out = Vec::new();
+        let findings = pass.run(
+            Vec::new,
+            |list, m| {
+                let payload = String::from_utf8_lossy(m.payload).into_owned();
+                list.push((m.seq, payload, m.deleted));
+                ControlFlow::Continue(())
+            },
+            |mut list| {
+                out.append(&mut list);
+                ControlFlow::Continue(())
+            },
+        );
+        (out, findings)
+    }
+
+    fn seqs(seen: &Seen) -> Vec<u64> {
+        seen.iter().map(|s| s.0).collect()
+    }
+
+    const T: u64 = TOMBSTONE_BIT;
+    const E: u64 = ERASED_BIT;
+
+    #[test]
+    fn messages_come_in_order_with_the_reason_they_are_not_live() {
+        let dir = store(&[
+            (
+                1,
+                &[
+                    (1, "a", "one"),
+                    (2, "a", "two"),
+                    (3, "a", "three"),
+                    (3, "a", "again"),
+                ],
+            ),
+            (
+                2,
+                &[
+                    (4, "a", "four"),
+                    (E | 5, "", "random"),
+                    (T | 2, "", ""),
+                    (6, "a", "six"),
+                    (3, "a", "late"),
+                ],
+            ),
+            (
+                4,
+                &[
+                    (7, "a", "seven"),
+                    (E | 8, "", ""),
+                    (T | 6, "", ""),
+                    (9, "a", "nine"),
+                ],
+            ),
+        ]);
+        let stream = open(&dir);
+        for n in [1, 3] {
+            let threads = Threads::new(n).unwrap();
+            let found = survey(&stream, &threads, Depth::default(), &|_| ());
+            let mut pass = Pass::new(&stream, &found.state, &threads, &|_| ());
+            let (live, _) = visit(&pass);
+            assert_eq!(seqs(&live), [1, 3, 4, 7, 9]);
+            assert!(live.iter().all(|m| m.2.is_none()));
+            assert_eq!(live[1].1, "three");
+            pass.deleted = true;
+            let (all, _) = visit(&pass);
+            let told: Vec<_> = all.iter().map(|m| (m.0, m.1.as_str(), m.2)).collect();
+            use Deleted::{Erased, Superseded, Tombstone};
+            assert_eq!(
+                told,
+                [
+                    (1, "one", None),
+                    (2, "two", Some(Tombstone)),
+                    (3, "three", None),
+                    (3, "again", Some(Superseded)),
+                    (3, "late", Some(Superseded)),
+                    (4, "four", None),
+                    (5, "", Some(Erased)),
+                    (6, "six", Some(Tombstone)),
+                    (7, "seven", None),
+                    (9, "nine", None),
+                ]
+            );
+            for deleted in [false, true] {
+                pass.deleted = deleted;
+                pass.reverse = false;
+                let (mut forward, _) = visit(&pass);
+                pass.reverse = true;
+                forward.reverse();
+                assert_eq!(visit(&pass).0, forward);
+            }
+        }
+    }
+
+    #[test]
+    fn only_blocks_that_can_hold_the_selected_are_read() {
+        let dir = store(&[
+            (1, &[(1, "a", ""), (2, "a", ""), (3, "a", "")]),
+            (2, &[(4, "a", ""), (5, "a", ""), (6, "a", "")]),
+            (3, &[(7, "a", ""), (8, "a", "")]),
+            (4, &[(9, "a", ""), (10, "a", "")]),
+        ]);
+        let stream = open(&dir);
+        let threads = Threads::new(2).unwrap();
+        let state = survey(&stream, &threads, Depth::default(), &|_| ()).state;
+        let read = Mutex::new(0);
+        let progress = |_| *read.lock().unwrap() += 1;
+        let mut pass = Pass::new(&stream, &state, &threads, &progress);
+        let hour = 10_000_000_000_000i64;
+        for (select, want, blocks) in [
+            (
+                Select {
+                    seq: (5, 5),
+                    ..Select::default()
+                },
+                vec![5],
+                1,
+            ),
+            (
+                Select {
+                    seq: (6, 7),
+                    ..Select::default()
+                },
+                vec![6, 7],
+                2,
+            ),
+            (
+                Select {
+                    seq: (11, 20),
+                    ..Select::default()
+                },
+                vec![],
+                0,
+            ),
+            (
+                Select {
+                    only: Some(&[3, 9]),
+                    ..Select::default()
+                },
+                vec![3, 9],
+                2,
+            ),
+            // By time the block beside is read as well.
+            (
+                Select {
+                    time: (9 * hour, i64::MAX),
+                    ..Select::default()
+                },
+                vec![9, 10],
+                2,
+            ),
+            (
+                Select {
+                    time: (i64::MIN, 2 * hour),
+                    ..Select::default()
+                },
+                vec![1, 2],
+                2,
+            ),
+        ] {
+            pass.select = select;
+            *read.lock().unwrap() = 0;
+            assert_eq!(seqs(&visit(&pass).0), want, "{select:?}");
+            assert_eq!(*read.lock().unwrap(), blocks, "{select:?}");
+        }
+    }
+
+    #[test]
+    fn damage_is_not_shown_and_is_told() {
+        let dir = store(&[(1, &[(1, "a", "one"), (2, "a", "two"), (3, "a", "three")])]);
+        let stream = open(&dir);
+        let threads = Threads::new(1).unwrap();
+        let mut state = survey(&stream, &threads, Depth::default(), &|_| ()).state;
+        let path = dir.path().join("S/msgs/1.blk");
+        let good = std::fs::read(&path).unwrap();
+        let run = |state: &StreamState, bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            visit(&Pass::new(&stream, state, &threads, &|_| ()))
+        };
+        state.origin = Origin::Index;
+        assert!(run(&state, &good).1.is_empty());
+        // A byte of the second payload.
+        let mut bad = good.clone();
+        bad[34 + 23] ^= 1;
+        let (seen, findings) = run(&state, &bad);
+        assert_eq!(seqs(&seen), [1, 3]);
+        assert_eq!(findings.len(), 1);
+        assert_eq!(
+            (findings[0].code, findings[0].seq, findings[0].offset),
+            (Code::RecordHash, Some(2), Some(34))
+        );
+        // A record that is not there at all.
+        let mut short = good.clone();
+        short.drain(34..68);
+        let (seen, findings) = run(&state, &short);
+        assert_eq!(seqs(&seen), [1, 3]);
+        assert_eq!(
+            findings.iter().map(|f| f.code).collect::<Vec<_>>(),
+            [Code::MessagesMissing]
+        );
+        // After a scan the survey has said it already.
+        state.origin = Origin::Scan;
+        assert!(run(&state, &bad).1.is_empty());
+    }
+}

@@ -15,7 +15,7 @@ use crate::format::meta::MetaInf;
 use crate::pipeline::Threads;
 use crate::source::StreamSource;
 use crate::state::visit::{Message, Pass, Select};
-use crate::state::{self, Depth, StreamState, Survey};
+use crate::state::{self, Depth, StreamState};
 use crate::stream::{Consumer, Stream, Want};
 use crate::time::rfc3339;
 use serde::Serialize;
@@ -32,6 +32,8 @@ const RUNS: usize = 4096;
 const NAMED: usize = 1000;
 /// Sequences that are listed of a set that differs.
 const LISTED: usize = 16;
+/// Times of creation that replicas of one stream or consumer note lie less than this apart.
+const REPLICAS_APART: u64 = 1_000_000_000;
 
 /// How to compare.
 #[derive(Debug, Clone, Copy, Default)]
@@ -54,7 +56,7 @@ pub enum What {
 }
 
 /// One difference. For messages a run of them: those from `seq` to `last_seq` that one or both
-/// sides have.
+/// sides have; of a single one `a` and `b` hold the parts that differ.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
     /// Account, empty where neither side tells.
@@ -75,7 +77,8 @@ pub struct Difference {
     /// How many messages.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count: Option<u64>,
-    /// What exactly: a field, or `only in a`, `only in b`.
+    /// What exactly: a field (of messages all parts that differ: `subject,time,headers,payload`), or
+    /// `only in a`, `only in b`.
     pub key: String,
     /// In A.
     #[serde(skip_serializing_if = "Value::is_null")]
@@ -102,7 +105,8 @@ pub fn run(ctx: &mut Context<'_>, a: &Path, b: &Path, _: &Options) -> Result<Exi
                     .stream(f.account.as_deref().unwrap_or_default(), s)
             })
         };
-        findings.extend(opened.source.findings.iter().filter(chosen).cloned());
+        let own = opened.source.findings.iter().filter(chosen).cloned();
+        findings.extend(placed(opened, own));
     }
     let selector = ctx.selector.clone();
     let pairs = pair(
@@ -112,7 +116,9 @@ pub fn run(ctx: &mut Context<'_>, a: &Path, b: &Path, _: &Options) -> Result<Exi
     let mut report = Report::default();
     for (left, right) in pairs {
         match (left, right) {
-            (Some(l), Some(r)) => compare(ctx, l, r, &mut report, &mut findings)?,
+            (Some(l), Some(r)) => {
+                compare(ctx, (&a, l), (&b, r), &mut report, &mut findings)?;
+            }
             (Some(s), None) | (None, Some(s)) => {
                 let key = if left.is_some() { ONLY_A } else { ONLY_B };
                 report.names = (s.account.clone(), s.name.clone());
@@ -179,6 +185,7 @@ struct Report {
     names: (String, String),
     differences: u64,
     streams: u64,
+    locked: u64,
     messages: u64,
     differing_messages: u64,
 }
@@ -231,6 +238,10 @@ impl Report {
             plural(self.streams, "stream"),
             plural(self.messages, "message")
         );
+        let compared = match self.locked {
+            0 => compared,
+            n => format!("{compared}, {} not for want of a key", plural(n, "stream")),
+        };
         if self.differences == 0 {
             return writeln!(ctx.out, "no differences: {compared}");
         }
@@ -267,38 +278,77 @@ fn human(d: &Difference) -> String {
         (What::State, ..) => out.push_str("state "),
         (What::Stream | What::Consumer | What::Message, ..) => {}
     }
+    let start = out.len();
     match d.key.as_str() {
         ONLY_A => out.push_str("only in A"),
         ONLY_B => out.push_str("only in B"),
-        key => out.push_str(key),
+        key => out.push_str(&key.replace(',', ", ")),
     }
-    if d.what == What::Message && d.key.len() < 10 && !d.key.starts_with("only") {
-        out.push_str(" differs");
-    }
-    if !(d.a.is_null() && d.b.is_null()) {
-        let side = |v: &Value| match v {
-            Value::Null => "(none)".to_owned(),
-            Value::String(s) => s.clone(),
-            v => v.to_string(),
-        };
-        out.push_str(&format!(": {} | {}", side(&d.a), side(&d.b)));
+    let side = |v: &Value| match v {
+        Value::Null => "(none)".to_owned(),
+        Value::String(s) => s.clone(),
+        v => v.to_string(),
+    };
+    match (&d.a, &d.b) {
+        (Value::Null, Value::Null) if d.what == What::Message && !d.key.starts_with("only") => {
+            out.push_str(if d.key.contains(',') {
+                " differ"
+            } else {
+                " differs"
+            });
+        }
+        (Value::Null, Value::Null) => {}
+        (Value::Object(a), Value::Object(b)) if d.what == What::Message => {
+            let each = a.iter().map(|(k, v)| {
+                let values = format!("{} | {}", side(v), b.get(k).map(side).unwrap_or_default());
+                match k.as_str() {
+                    "hdrs_bytes" => format!("headers ({values} bytes)"),
+                    "data_bytes" => format!("payload ({values} bytes)"),
+                    k => format!("{k} ({values})"),
+                }
+            });
+            let verb = if a.len() > 1 { "differ" } else { "differs" };
+            out.truncate(start);
+            out.push_str(&format!("{} {verb}", each.collect::<Vec<_>>().join(", ")));
+        }
+        (a, b) => out.push_str(&format!(": {} | {}", side(a), side(b))),
     }
     render::safe(&out)
 }
 
 /// One side of a comparison.
-struct Side {
+struct Side<'a> {
+    opened: &'a Opened,
     stream: Stream,
-    survey: Survey,
+    state: StreamState,
 }
 
-fn open(ctx: &Context<'_>, source: &StreamSource, findings: &mut Vec<Finding>) -> Option<Side> {
+/// Findings with the source that they are of in their place.
+fn placed(opened: &Opened, findings: impl IntoIterator<Item = Finding>) -> Vec<Finding> {
+    let source = &opened.source;
+    let of = |mut f: Finding| {
+        let path = source.path.to_string_lossy();
+        f.file = f.file.map(|file| match (&source.tree, file.is_empty()) {
+            (_, true) => path.into_owned(),
+            (Some(_), false) => format!("{}/{file}", path.trim_end_matches('/')),
+            (None, false) => format!("{path}:{file}"),
+        });
+        f
+    };
+    findings.into_iter().map(of).collect()
+}
+
+fn open<'a>(
+    ctx: &Context<'_>,
+    (opened, source): (&'a Opened, &StreamSource),
+    findings: &mut Vec<Finding>,
+) -> Option<Side<'a>> {
     let want = Want {
         subjects: false,
         consumers: true,
     };
     let mut stream = Stream::open(source, &ctx.keys, want);
-    findings.append(&mut stream.findings);
+    findings.extend(placed(opened, stream.findings.drain(..)));
     if stream.locked {
         return None;
     }
@@ -307,30 +357,41 @@ fn open(ctx: &Context<'_>, source: &StreamSource, findings: &mut Vec<Finding>) -
         stream.blocks.iter().map(|b| b.len).sum(),
     );
     let progress = |n: u64| ctx.monitor.advance(n);
-    let mut survey = state::survey(&stream, &ctx.threads, Depth::default(), &progress);
+    let survey = state::survey(&stream, &ctx.threads, Depth::default(), &progress);
     ctx.monitor.end();
-    findings.append(&mut survey.findings);
-    Some(Side { stream, survey })
+    findings.extend(placed(opened, survey.findings));
+    Some(Side {
+        opened,
+        stream,
+        state: survey.state,
+    })
+}
+
+fn replicated(a: &Side<'_>, b: &Side<'_>) -> bool {
+    [a, b]
+        .iter()
+        .any(|s| s.stream.meta.as_ref().is_some_and(|m| m.num_replicas() > 1))
 }
 
 fn compare(
     ctx: &mut Context<'_>,
-    a: &StreamSource,
-    b: &StreamSource,
+    a: (&Opened, &StreamSource),
+    b: (&Opened, &StreamSource),
     report: &mut Report,
     findings: &mut Vec<Finding>,
 ) -> Result<(), Failure> {
-    report.streams += 1;
-    let account = if a.account.is_empty() {
-        &b.account
+    let account = if a.1.account.is_empty() {
+        &b.1.account
     } else {
-        &a.account
+        &a.1.account
     };
     let (a, b) = (open(ctx, a, findings), open(ctx, b, findings));
     // A key is missing, which is said: nothing can be compared.
     let (Some(a), Some(b)) = (a, b) else {
+        report.locked += 1;
         return Ok(());
     };
+    report.streams += 1;
     let name = if a.stream.name.is_empty() {
         &b.stream.name
     } else {
@@ -338,11 +399,11 @@ fn compare(
     };
     report.names = (account.clone(), name.clone());
     if let (Some(l), Some(r)) = (&a.stream.meta, &b.stream.meta) {
-        for (key, l, r) in config_differences(l, r) {
+        for (key, l, r) in config_differences(l, r, replicated(&a, &b)) {
             report.add(ctx, What::Config, None, key, l, r)?;
         }
     }
-    for (key, l, r) in state_differences(&a.survey.state, &b.survey.state) {
+    for (key, l, r) in state_differences(&a.state, &b.state) {
         report.add(ctx, What::State, None, key, l, r)?;
     }
     consumers(ctx, &a, &b, report)?;
@@ -423,19 +484,25 @@ fn slim(v: &Value) -> Value {
 }
 
 /// The keys of two configurations that differ, with both values.
-fn config_differences(a: &MetaInf, b: &MetaInf) -> Vec<(String, Value, Value)> {
+fn config_differences(a: &MetaInf, b: &MetaInf, replicated: bool) -> Vec<(String, Value, Value)> {
     let (mut l, mut r) = (plain(&a.config, true), plain(&b.config, true));
     let mut out = Vec::new();
     let keys: BTreeSet<String> = l.keys().chain(r.keys()).cloned().collect();
     for key in keys {
         let (l, r) = (l.remove(&key), r.remove(&key));
         if l != r {
-            out.push((key, l.unwrap_or_default(), r.unwrap_or_default()));
+            // What is left out as the default is shown all the same.
+            let shown = |v: Option<Value>, m: &MetaInf| {
+                v.or_else(|| m.get(&key).cloned()).unwrap_or_default()
+            };
+            let (l, r) = (shown(l, a), shown(r, b));
+            out.push((key, l, r));
         }
     }
-    // Only where both sides tell.
+    // Only where both sides tell. Replicas each note the time of their own making (before 2.12).
+    let slack = if replicated { REPLICAS_APART } else { 0 };
     if let (Some(l), Some(r)) = (a.created_ns, b.created_ns)
-        && l != r
+        && l.abs_diff(r) > slack
     {
         out.push(("created".into(), rfc3339(l).into(), rfc3339(r).into()));
     }
@@ -478,11 +545,11 @@ fn state_differences(a: &StreamState, b: &StreamState) -> Vec<(&'static str, Val
 
 fn consumers(
     ctx: &mut Context<'_>,
-    a: &Side,
-    b: &Side,
+    a: &Side<'_>,
+    b: &Side<'_>,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let by_name = |s: &Side| -> BTreeMap<String, Consumer> {
+    let by_name = |s: &Side<'_>| -> BTreeMap<String, Consumer> {
         s.stream
             .consumers
             .iter()
@@ -495,8 +562,8 @@ fn consumers(
     for name in names {
         match (left.remove(&name), right.remove(&name)) {
             (Some(l), Some(r)) => {
-                for (key, l, r) in consumer_differences(&l, &r, (&a.survey.state, &b.survey.state))
-                {
+                let states = (&a.state, &b.state);
+                for (key, l, r) in consumer_differences(&l, &r, states, replicated(a, b)) {
                     report.add(ctx, What::Consumer, Some(&name), key, l, r)?;
                 }
             }
@@ -531,20 +598,25 @@ fn consumer_differences(
     a: &Consumer,
     b: &Consumer,
     states: (&StreamState, &StreamState),
+    replicated: bool,
 ) -> Vec<(String, Value, Value)> {
     let mut out = Vec::new();
     if let (Some(l), Some(r)) = (&a.meta, &b.meta) {
-        out.extend(config_differences(l, r).into_iter().map(|(key, l, r)| {
-            (
-                if key == "created" {
-                    key
-                } else {
-                    format!("config.{key}")
-                },
-                l,
-                r,
-            )
-        }));
+        out.extend(
+            config_differences(l, r, replicated)
+                .into_iter()
+                .map(|(key, l, r)| {
+                    (
+                        if key == "created" {
+                            key
+                        } else {
+                            format!("config.{key}")
+                        },
+                        l,
+                        r,
+                    )
+                }),
+        );
     }
     if a.state_damaged || b.state_damaged {
         return out;
@@ -697,7 +769,8 @@ fn merge(
         let (kind, rows) = match (a.peek().copied(), b.peek().copied()) {
             (None, None) => break,
             (Some(l), Some(r)) if l.seq == r.seq => {
-                (a.next(), b.next());
+                a.next();
+                b.next();
                 (Kind::Parts(l.parts(&r)), (l, r))
             }
             (Some(l), r) if r.is_none_or(|r| l.seq < r.seq) => {
@@ -740,13 +813,13 @@ fn merge(
 
 /// Reads one side's rows and sends them, until nobody takes them.
 fn rows(
-    side: &Side,
+    side: &Side<'_>,
     threads: &Threads,
     key: &HashKey,
     progress: state::Progress<'_>,
     to: &SyncSender<Vec<Row>>,
 ) -> Vec<Finding> {
-    Pass::new(&side.stream, &side.survey.state, threads, progress).run(
+    Pass::new(&side.stream, &side.state, threads, progress).run(
         Vec::new,
         |rows, m| {
             rows.push(Row::new(key, m));
@@ -761,8 +834,8 @@ fn rows(
 
 fn messages(
     ctx: &mut Context<'_>,
-    a: &Side,
-    b: &Side,
+    a: &Side<'_>,
+    b: &Side<'_>,
     report: &mut Report,
     findings: &mut Vec<Finding>,
 ) -> Result<(), Failure> {
@@ -777,7 +850,7 @@ fn messages(
             .map(u64::to_le_bytes)
             .concat(),
     );
-    let bytes = |s: &Side| s.stream.blocks.iter().map(|b| b.len).sum::<u64>();
+    let bytes = |s: &Side<'_>| s.stream.blocks.iter().map(|b| b.len).sum::<u64>();
     monitor.begin(
         &format!("{}: messages", a.stream.name),
         bytes(a).saturating_add(bytes(b)),
@@ -803,9 +876,9 @@ fn messages(
             ControlFlow::Continue(())
         });
         let mut damage = Vec::new();
-        for r in readers {
+        for (r, side) in readers.into_iter().zip([a, b]) {
             match r.join() {
-                Ok(found) => damage.extend(found),
+                Ok(found) => damage.extend(placed(side.opened, found)),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
@@ -821,12 +894,12 @@ fn messages(
 }
 
 /// The subjects of these messages.
-fn subjects(ctx: &Context<'_>, side: &Side, seqs: &[u64]) -> BTreeMap<u64, String> {
+fn subjects(ctx: &Context<'_>, side: &Side<'_>, seqs: &[u64]) -> BTreeMap<u64, String> {
     let mut out = BTreeMap::new();
     if seqs.is_empty() {
         return out;
     }
-    let mut pass = Pass::new(&side.stream, &side.survey.state, &ctx.threads, &|_| ());
+    let mut pass = Pass::new(&side.stream, &side.state, &ctx.threads, &|_| ());
     pass.select = Select {
         only: Some(seqs),
         ..Select::default()
@@ -848,7 +921,7 @@ fn subjects(ctx: &Context<'_>, side: &Side, seqs: &[u64]) -> BTreeMap<u64, Strin
 /// Writes runs of differing messages; of single ones with what is on each side.
 fn write_runs(
     ctx: &mut Context<'_>,
-    sides: (&Side, &Side),
+    sides: (&Side<'_>, &Side<'_>),
     runs: &mut Vec<Run>,
     report: &mut Report,
 ) -> io::Result<()> {
@@ -874,43 +947,60 @@ fn write_runs(
             a: Value::Null,
             b: Value::Null,
         };
-        let parts = match run.kind {
-            Kind::OnlyA | Kind::OnlyB => {
-                d.key = if run.kind == Kind::OnlyA {
-                    ONLY_A
-                } else {
-                    ONLY_B
-                }
-                .into();
-                report.write(ctx, &d)?;
-                continue;
-            }
-            Kind::Parts(parts) => parts,
-        };
         let (l, r) = run.rows;
         let subject = |names: &BTreeMap<u64, String>| {
-            names
-                .get(&run.first)
-                .map_or(Value::Null, |s| s.as_str().into())
+            let name = names.get(&run.first);
+            name.map_or(Value::Null, |s| s.as_str().into())
         };
-        let size = |n: u32| json!({"bytes": n});
-        for (part, key, a, b) in [
-            (SUBJECT, "subject", subject(&names.0), subject(&names.1)),
-            (TIME, "time", rfc3339(l.ts).into(), rfc3339(r.ts).into()),
-            (HEADERS, "headers", size(l.headers_len), size(r.headers_len)),
-            (PAYLOAD, "payload", size(l.payload_len), size(r.payload_len)),
-        ] {
-            if parts & part != 0 {
-                d.key = key.into();
+        match run.kind {
+            Kind::OnlyA => d.key = ONLY_A.into(),
+            Kind::OnlyB => d.key = ONLY_B.into(),
+            Kind::Parts(parts) => {
+                let (mut a, mut b, mut keys) = (Map::new(), Map::new(), Vec::new());
+                for (part, name, field, left, right) in [
+                    (
+                        SUBJECT,
+                        "subject",
+                        "subject",
+                        subject(&names.0),
+                        subject(&names.1),
+                    ),
+                    (
+                        TIME,
+                        "time",
+                        "time",
+                        rfc3339(l.ts).into(),
+                        rfc3339(r.ts).into(),
+                    ),
+                    (
+                        HEADERS,
+                        "headers",
+                        "hdrs_bytes",
+                        l.headers_len.into(),
+                        r.headers_len.into(),
+                    ),
+                    (
+                        PAYLOAD,
+                        "payload",
+                        "data_bytes",
+                        l.payload_len.into(),
+                        r.payload_len.into(),
+                    ),
+                ] {
+                    if parts & part != 0 {
+                        keys.push(name);
+                        a.insert(field.into(), left);
+                        b.insert(field.into(), right);
+                    }
+                }
+                d.key = keys.join(",");
                 // Of a run the values would be the first message's alone.
-                (d.a, d.b) = if run.count == 1 {
-                    (a, b)
-                } else {
-                    (Value::Null, Value::Null)
-                };
-                report.write(ctx, &d)?;
+                if run.count == 1 {
+                    (d.a, d.b) = (a.into(), b.into());
+                }
             }
         }
+        report.write(ctx, &d)?;
     }
     Ok(())
 }
@@ -1040,7 +1130,7 @@ mod tests {
     }
 
     fn meta(config: Value) -> MetaInf {
-        MetaInf::from_config(config.as_object().unwrap().clone())
+        MetaInf::new_stream(config.as_object().unwrap().clone(), None)
     }
 
     #[test]
@@ -1057,7 +1147,7 @@ mod tests {
             "mirror": {"name": "M"},
         });
         assert_eq!(
-            config_differences(&meta(stored.clone()), &meta(api)),
+            config_differences(&meta(stored.clone()), &meta(api), false),
             vec![]
         );
         let mut other = stored.clone();
@@ -1065,7 +1155,7 @@ mod tests {
         other["subjects"] = json!(["a", "b"]);
         other["metadata"]["_nats.req.level"] = json!("1");
         other["num_replicas"] = json!(3);
-        let keys: Vec<_> = config_differences(&meta(stored), &meta(other))
+        let keys: Vec<_> = config_differences(&meta(stored), &meta(other), false)
             .into_iter()
             .map(|d| d.0)
             .collect();

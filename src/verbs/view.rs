@@ -14,7 +14,7 @@ use base64::engine::general_purpose::STANDARD;
 use std::fs;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// How much of a payload people are shown as text, and as a hexdump.
@@ -573,13 +573,21 @@ fn outside(dir: &Path, source: &Source) -> Result<(), Failure> {
     let root = fs::canonicalize(root.unwrap_or(Path::new(".")))?;
     let absolute = std::path::absolute(dir)?;
     // Of a directory that is yet to be made the nearest one above it counts.
-    let real = absolute.ancestors().find_map(|a| fs::canonicalize(a).ok());
-    let climbs = dir
-        .components()
-        .any(|c| c == std::path::Component::ParentDir);
-    if real.is_some_and(|r| r.starts_with(&root)) || (climbs && fs::canonicalize(dir).is_err()) {
+    let made = absolute
+        .ancestors()
+        .find_map(|a| Some((a, fs::canonicalize(a).ok()?)));
+    let (above, real) = made.unwrap_or((Path::new("/"), "/".into()));
+    if real.starts_with(&root) {
         return Err(Failure::Usage(format!(
             "{}: lies inside the source; nothing is written there",
+            dir.display()
+        )));
+    }
+    // Where these lead is not known before the directories are made.
+    let tail = absolute.strip_prefix(above).unwrap_or(&absolute);
+    if tail.components().any(|c| c == Component::ParentDir) {
+        return Err(Failure::Usage(format!(
+            "{}: has .. after a directory that is not there",
             dir.display()
         )));
     }
@@ -810,6 +818,38 @@ mod tests {
         assert!(show(&message(b"a", b"", long.as_bytes())).contains("\u{2026} 8,976 bytes more"));
         let binary = show(&message(b"a", b"", &[0u8; 300]));
         assert!(binary.contains("00000000  00 00") && binary.contains("\u{2026} 44 bytes more"));
+    }
+
+    #[test]
+    fn nothing_is_written_into_the_source() {
+        let tmp = tempfile::tempdir().unwrap();
+        let root = tmp.path();
+        fs::create_dir_all(root.join("store/S/msgs")).unwrap();
+        fs::create_dir_all(root.join("out")).unwrap();
+        std::os::unix::fs::symlink(root.join("store"), root.join("link")).unwrap();
+        let source = crate::source::open(&root.join("store/S"), &Default::default()).unwrap();
+        let mut source = source;
+        for kind in [SourceKind::Store, SourceKind::Stream] {
+            source.kind = kind;
+            for (dir, fine) in [
+                ("out", true),
+                ("out/a/b", true),
+                ("new", true),
+                ("store/other", true),
+                ("store/S/../../x", true),
+                ("store/S", false),
+                ("store/S/msgs/new", false),
+                ("link/S/x", false),
+                ("out/../store/S/x", false),
+                ("none/../store/S/x", false),
+            ] {
+                assert_eq!(outside(&root.join(dir), &source).is_ok(), fine, "{dir}");
+            }
+        }
+        source.kind = SourceKind::File;
+        source.path = root.join("store/S/msgs/1.blk");
+        assert!(outside(&root.join("store/S/msgs/x"), &source).is_err());
+        assert!(outside(&root.join("out"), &source).is_ok());
     }
 
     #[test]
