@@ -166,6 +166,7 @@ impl Stream {
         let Scratch { raw, logical, map } = scratch;
         let raw: &[u8] = map.as_deref().unwrap_or(raw);
         let container = Container::detect(raw, &prover);
+        let mut claimed = None;
         let header = match container {
             Container::Plain { lookalike } => {
                 if lookalike {
@@ -183,7 +184,10 @@ impl Stream {
                     findings,
                 });
             }
-            Container::S2 { header, .. } => header,
+            Container::S2 { header, original } => {
+                claimed = Some(original);
+                header
+            }
             Container::HeaderlessS2 => {
                 findings.push(named(
                     Finding::new(
@@ -209,6 +213,20 @@ impl Stream {
             findings.push(named(
                 Finding::new(Code::Compression, "the compressed stream is cut off")
                     .offset(report.consumed),
+            ));
+        }
+        // Servers 2.11.7–2.11.17 and 2.12.0–2.12.4 note the compressed size instead; none reads it.
+        if let Some(claimed) = claimed
+            && findings.is_empty()
+            && claimed != logical.len() as u64
+            && claimed != (raw.len() - header) as u64
+        {
+            let detail = format!("its header says {claimed} bytes, it has {}", logical.len());
+            findings.push(named(
+                Finding::new(Code::Compression, detail)
+                    .severity(Severity::Warning)
+                    .offset(4)
+                    .action("no server reads this number; the block itself is proven"),
             ));
         }
         if container == Container::HeaderlessS2
