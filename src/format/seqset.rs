@@ -98,7 +98,10 @@ fn grow<T>(v: &mut Vec<T>) {
 
 impl Bits {
     fn new() -> Box<Self> {
-        Box::new(Self { count: 0, words: [0; CHUNK_WORDS] })
+        Box::new(Self {
+            count: 0,
+            words: [0; CHUNK_WORDS],
+        })
     }
 
     fn set(&mut self, lo: u16, hi: u16) -> u32 {
@@ -262,7 +265,9 @@ impl Body {
             Self::Array(items) => {
                 (items.partition_point(|v| *v <= hi) - items.partition_point(|v| *v < lo)) as u32
             }
-            Self::Bits(bits) => masks(lo, hi).map(|(i, mask)| (bits.word(i) & mask).count_ones()).sum(),
+            Self::Bits(bits) => masks(lo, hi)
+                .map(|(i, mask)| (bits.word(i) & mask).count_ones())
+                .sum(),
         }
     }
 
@@ -280,9 +285,16 @@ impl Body {
                 run
             }
             Self::Array(items) => {
-                let mut rest = items.get(*pos as usize..).unwrap_or_default().iter().copied();
+                let mut rest = items
+                    .get(*pos as usize..)
+                    .unwrap_or_default()
+                    .iter()
+                    .copied();
                 let lo = rest.next()?;
-                let more = rest.zip(1u32..).take_while(|(v, i)| u32::from(*v) == u32::from(lo) + i).count();
+                let more = rest
+                    .zip(1u32..)
+                    .take_while(|(v, i)| u32::from(*v) == u32::from(lo) + i)
+                    .count();
                 *pos += 1 + more as u32;
                 Some((lo, lo.saturating_add(more as u16)))
             }
@@ -317,7 +329,12 @@ impl Body {
             Self::Runs(runs) => runs.last().map(|r| r.1),
             Self::Array(items) => items.last().copied(),
             Self::Bits(bits) => {
-                let (i, word) = bits.words.iter().enumerate().rev().find(|(_, w)| **w != 0)?;
+                let (i, word) = bits
+                    .words
+                    .iter()
+                    .enumerate()
+                    .rev()
+                    .find(|(_, w)| **w != 0)?;
                 Some((i as u32 * 64 + 63 - word.leading_zeros()) as u16)
             }
         }
@@ -462,7 +479,10 @@ impl SeqSet {
     /// Whether `seq` is a member.
     pub fn contains(&self, seq: u64) -> bool {
         let (key, low) = split(seq);
-        self.find(key).ok().and_then(|i| self.chunks.get(i)).is_some_and(|c| c.body.contains(low))
+        self.find(key)
+            .ok()
+            .and_then(|i| self.chunks.get(i))
+            .is_some_and(|c| c.body.contains(low))
     }
 
     /// Number of members; `u64::MAX` also for one more.
@@ -493,7 +513,11 @@ impl SeqSet {
 
     /// The maximal runs of members, ascending, both ends inclusive.
     pub fn ranges(&self) -> Ranges<'_> {
-        Ranges { chunks: &self.chunks, pos: 0, pending: None }
+        Ranges {
+            chunks: &self.chunks,
+            pos: 0,
+            pending: None,
+        }
     }
 
     /// Adds all members of `other`.
@@ -555,14 +579,20 @@ impl SeqSet {
     /// Bytes of memory held, without what the allocator adds.
     pub fn heap_bytes(&self) -> usize {
         self.chunks.capacity() * size_of::<Chunk>()
-            + self.chunks.iter().map(|c| c.body.heap_bytes()).sum::<usize>()
+            + self
+                .chunks
+                .iter()
+                .map(|c| c.body.heap_bytes())
+                .sum::<usize>()
     }
 
     /// The chunk that holds `key`, or where it would be inserted.
     fn find(&self, key: u64) -> Result<usize, usize> {
         // Sequences mostly come in ascending order.
         let i = match self.chunks.last() {
-            Some(last) if last.key <= key => self.chunks.len() - usize::from(key <= last.last_key()),
+            Some(last) if last.key <= key => {
+                self.chunks.len() - usize::from(key <= last.last_key())
+            }
             _ => self.chunks.partition_point(|c| c.last_key() < key),
         };
         match self.chunks.get(i) {
@@ -573,9 +603,18 @@ impl SeqSet {
 
     fn insert_in(&mut self, key: u64, lo: u16, hi: u16) -> u32 {
         let (i, added) = match self.find(key) {
-            Ok(i) => (i, self.chunks.get_mut(i).map_or(0, |c| c.body.insert(lo, hi))),
+            Ok(i) => (
+                i,
+                self.chunks.get_mut(i).map_or(0, |c| c.body.insert(lo, hi)),
+            ),
             Err(i) => {
-                self.chunks.insert(i, Chunk { key, body: Body::Runs(vec![(lo, hi)]) });
+                self.chunks.insert(
+                    i,
+                    Chunk {
+                        key,
+                        body: Body::Runs(vec![(lo, hi)]),
+                    },
+                );
                 (i, run_len((lo, hi)))
             }
         };
@@ -594,7 +633,10 @@ impl SeqSet {
             b = b.max(chunk.last_key());
             self.count -= chunk.len();
         }
-        let full = Chunk { key: a, body: Body::Full(b) };
+        let full = Chunk {
+            key: a,
+            body: Body::Full(b),
+        };
         self.count += full.len();
         self.chunks.splice(start..end, [full]);
         self.join(start);
@@ -602,7 +644,9 @@ impl SeqSet {
 
     /// Notes that chunk `i` may be full now, and joins it with full neighbours.
     fn join(&mut self, i: usize) {
-        let Some(chunk) = self.chunks.get_mut(i) else { return };
+        let Some(chunk) = self.chunks.get_mut(i) else {
+            return;
+        };
         let full = match &chunk.body {
             Body::Full(_) => true,
             Body::Runs(runs) => runs.first() == Some(&(0, u16::MAX)),
@@ -614,27 +658,45 @@ impl SeqSet {
         }
         let (mut key, mut last) = (chunk.key, chunk.last_key());
         let (mut start, mut end) = (i, i + 1);
-        if let Some(Chunk { body: Body::Full(b), key: next }) = self.chunks.get(end)
+        if let Some(Chunk {
+            body: Body::Full(b),
+            key: next,
+        }) = self.chunks.get(end)
             && *next == last + 1
         {
             (last, end) = (*b, end + 1);
         }
         if let Some(before) = i.checked_sub(1)
-            && let Some(Chunk { body: Body::Full(b), key: first }) = self.chunks.get(before)
+            && let Some(Chunk {
+                body: Body::Full(b),
+                key: first,
+            }) = self.chunks.get(before)
             && *b + 1 == key
         {
             (key, start) = (*first, before);
         }
-        self.chunks.splice(start..end, [Chunk { key, body: Body::Full(last) }]);
+        self.chunks.splice(
+            start..end,
+            [Chunk {
+                key,
+                body: Body::Full(last),
+            }],
+        );
     }
 
     /// Splits a span of full chunks so that none reaches over the lower border of `key`.
     fn split_before(&mut self, key: u64) {
         if let Ok(i) = self.find(key)
-            && let Some(Chunk { key: first, body: Body::Full(last) }) = self.chunks.get_mut(i)
+            && let Some(Chunk {
+                key: first,
+                body: Body::Full(last),
+            }) = self.chunks.get_mut(i)
             && *first < key
         {
-            let upper = Chunk { key, body: Body::Full(*last) };
+            let upper = Chunk {
+                key,
+                body: Body::Full(*last),
+            };
             *last = key - 1;
             self.chunks.insert(i + 1, upper);
         }
@@ -642,7 +704,13 @@ impl SeqSet {
 
     fn remove_in(&mut self, key: u64, lo: u16, hi: u16) -> u32 {
         let Ok(i) = self.find(key) else { return 0 };
-        let i = if matches!(self.chunks.get(i), Some(Chunk { body: Body::Full(_), .. })) {
+        let i = if matches!(
+            self.chunks.get(i),
+            Some(Chunk {
+                body: Body::Full(_),
+                ..
+            })
+        ) {
             self.split_before(key);
             self.split_before(key + 1);
             let Ok(i) = self.find(key) else { return 0 };
@@ -653,7 +721,9 @@ impl SeqSet {
         } else {
             i
         };
-        let Some(chunk) = self.chunks.get_mut(i) else { return 0 };
+        let Some(chunk) = self.chunks.get_mut(i) else {
+            return 0;
+        };
         let removed = chunk.body.remove(lo, hi);
         if chunk.body.is_empty() {
             self.chunks.remove(i);
@@ -669,12 +739,20 @@ impl SeqSet {
         }
         let i = match self.find(key) {
             Err(i) => {
-                self.chunks.insert(i, Chunk { key, body: body.smallest() });
+                self.chunks.insert(
+                    i,
+                    Chunk {
+                        key,
+                        body: body.smallest(),
+                    },
+                );
                 self.count += u128::from(body.len());
                 i
             }
             Ok(i) => {
-                let Some(chunk) = self.chunks.get_mut(i) else { return };
+                let Some(chunk) = self.chunks.get_mut(i) else {
+                    return;
+                };
                 if matches!(chunk.body, Body::Full(_)) {
                     return;
                 }
@@ -766,7 +844,10 @@ impl Iterator for Ranges<'_> {
                 (self.chunks, self.pos) = (rest, 0);
                 continue;
             };
-            let run = (chunk.key << 16 | u64::from(lo), chunk.last_key() << 16 | u64::from(hi));
+            let run = (
+                chunk.key << 16 | u64::from(lo),
+                chunk.last_key() << 16 | u64::from(hi),
+            );
             match self.pending {
                 // Runs go on across chunks.
                 Some((first, last)) if last.checked_add(1) == Some(run.0) => {
@@ -797,7 +878,11 @@ impl fmt::Debug for SeqSet {
         for (first, last) in self.ranges().take(SHOWN) {
             list.entry(&(first..=last));
         }
-        if self.ranges().nth(SHOWN).is_some() { list.finish_non_exhaustive() } else { list.finish() }
+        if self.ranges().nth(SHOWN).is_some() {
+            list.finish_non_exhaustive()
+        } else {
+            list.finish()
+        }
     }
 }
 
@@ -836,13 +921,18 @@ pub fn decode(c: &mut Cursor<'_>) -> Result<SeqSet, Fault> {
 pub fn decode_counted(c: &mut Cursor<'_>) -> Result<(SeqSet, u32), Fault> {
     let start = c.clone();
     if c.u8()? != MAGIC {
-        return Err(start.fault(FaultKind::Magic { format: "sequence set" }));
+        return Err(start.fault(FaultKind::Magic {
+            format: "sequence set",
+        }));
     }
     let words = match c.u8()? {
         1 => 2 * NODE_WORDS,
         VERSION => NODE_WORDS,
         found => {
-            let kind = FaultKind::Version { format: "sequence set", found: found.into() };
+            let kind = FaultKind::Version {
+                format: "sequence set",
+                found: found.into(),
+            };
             return Err(start.fault(kind));
         }
     };
@@ -850,7 +940,11 @@ pub fn decode_counted(c: &mut Cursor<'_>) -> Result<(SeqSet, u32), Fault> {
     let (nodes, announced) = (c.u32()?, c.u32()?);
     let ceiling = c.remaining() as u64 / (8 + 8 * words as u64 + 2);
     if u64::from(nodes) > ceiling {
-        let kind = FaultKind::TooLarge { what: "number of sequence set nodes", value: nodes.into(), ceiling };
+        let kind = FaultKind::TooLarge {
+            what: "number of sequence set nodes",
+            value: nodes.into(),
+            ceiling,
+        };
         return Err(start.fault(kind));
     }
     // By base instead of tree order: chunks then fill one after the other.
@@ -866,7 +960,11 @@ pub fn decode_counted(c: &mut Cursor<'_>) -> Result<(SeqSet, u32), Fault> {
     }
     order.sort_unstable_by_key(|(base, _)| *base);
 
-    let mut filler = Filler { set: SeqSet::new(), key: 0, bits: Bits::new() };
+    let mut filler = Filler {
+        set: SeqSet::new(),
+        key: 0,
+        bits: Bits::new(),
+    };
     for (base, bytes) in order {
         for (i, word) in bytes.chunks_exact(8).enumerate() {
             let word = word.try_into().map_or(0, u64::from_le_bytes);
@@ -951,7 +1049,9 @@ pub fn encode(set: &SeqSet, out: &mut Vec<u8>) {
     let mut stack = vec![nodes.as_slice()];
     while let Some(part) = stack.pop() {
         let (left, rest) = part.split_at(part.len().saturating_sub(1) / 2);
-        let Some((number, right)) = rest.split_first() else { continue };
+        let Some((number, right)) = rest.split_first() else {
+            continue;
+        };
         let base = number * NODE_SPAN;
         out.extend(base.to_le_bytes());
         for word in set.node(base) {
@@ -1144,7 +1244,12 @@ mod tests {
             let bits: Vec<u64> = (1..33).map(|i| word(8 * i)).collect();
             assert!(bits.iter().any(|w| *w != 0));
             let height = u16::from_le_bytes(record[264..].try_into().unwrap());
-            tree.push(Node { base, bits, height, children: [None; 2] });
+            tree.push(Node {
+                base,
+                bits,
+                height,
+                children: [None; 2],
+            });
             let mut at = 0;
             while at != new {
                 let side = usize::from(base >= tree[at].base);
@@ -1162,7 +1267,11 @@ mod tests {
         let mut members = BTreeSet::new();
         for node in &tree {
             for (i, w) in node.bits.iter().enumerate() {
-                members.extend((0..64).filter(|b| w >> b & 1 == 1).map(|b| node.base + 64 * i as u64 + b));
+                members.extend(
+                    (0..64)
+                        .filter(|b| w >> b & 1 == 1)
+                        .map(|b| node.base + 64 * i as u64 + b),
+                );
             }
         }
         let total = u32::from_le_bytes(bytes[6..10].try_into().unwrap()) as usize;
@@ -1192,9 +1301,15 @@ mod tests {
         let mut bytes = header(1, 1, 3);
         node(&mut bytes, 64, 4096, &[4096, 4100, 8191]);
         let set = decode(&mut Cursor::new(&bytes, 0)).unwrap();
-        assert_eq!(set.ranges().collect::<Vec<_>>(), [(4096, 4096), (4100, 4100), (8191, 8191)]);
+        assert_eq!(
+            set.ranges().collect::<Vec<_>>(),
+            [(4096, 4096), (4100, 4100), (8191, 8191)]
+        );
         bytes[6] = 4;
-        assert!(matches!(decode(&mut Cursor::new(&bytes, 0)).unwrap_err().kind, FaultKind::Invalid(_)));
+        assert!(matches!(
+            decode(&mut Cursor::new(&bytes, 0)).unwrap_err().kind,
+            FaultKind::Invalid(_)
+        ));
     }
 
     #[test]
@@ -1204,7 +1319,10 @@ mod tests {
         node(&mut bytes, 32, 2048, &[2048, 4095]);
         node(&mut bytes, 32, 64_000, &[64_000, 65_535, 66_047]);
         let (set, announced) = decode_counted(&mut Cursor::new(&bytes, 0)).unwrap();
-        assert_eq!(set.iter().collect::<Vec<_>>(), [2048, 4095, 64_000, 65_500, 65_535, 65_536, 65_600, 66_047]);
+        assert_eq!(
+            set.iter().collect::<Vec<_>>(),
+            [2048, 4095, 64_000, 65_500, 65_535, 65_536, 65_600, 66_047]
+        );
         assert_eq!((set.len(), announced), (8, 9));
     }
 
@@ -1213,7 +1331,14 @@ mod tests {
         let bytes = header(2, u32::MAX, u32::MAX);
         assert_eq!(
             decode(&mut Cursor::new(&bytes, 7)).unwrap_err(),
-            Fault::new(7, FaultKind::TooLarge { what: "number of sequence set nodes", value: 0xffff_ffff, ceiling: 0 })
+            Fault::new(
+                7,
+                FaultKind::TooLarge {
+                    what: "number of sequence set nodes",
+                    value: 0xffff_ffff,
+                    ceiling: 0
+                }
+            )
         );
         let mut bytes = header(2, 1, 1);
         node(&mut bytes, 32, u64::MAX - 2046, &[u64::MAX - 3]);
@@ -1236,7 +1361,10 @@ mod tests {
         assert!(set.remove(u64::MAX));
         assert_eq!((set.len(), set.max()), (u64::MAX, Some(u64::MAX - 1)));
         assert!(set.remove(1 << 40));
-        assert_eq!(set.ranges().collect::<Vec<_>>(), [(0, (1 << 40) - 1), ((1 << 40) + 1, u64::MAX - 1)]);
+        assert_eq!(
+            set.ranges().collect::<Vec<_>>(),
+            [(0, (1 << 40) - 1), ((1 << 40) + 1, u64::MAX - 1)]
+        );
         assert!(set.insert(1 << 40));
         set.insert(u64::MAX);
         assert_eq!(set.chunks.len(), 1);
