@@ -1,426 +1,496 @@
-//! Sets of stream sequences: in memory as lean as they get, on disk as the server's AVL tree.
-//!
-//! On disk (inside `index.db`, `.idx` version 2 and raft snapshots), 2.10+:
+//! Sets of sequences: [`SeqSet`] as kept in memory, and the server's encoding of them
+//! (`avl.SequenceSet`), which `index.db`, `<n>.idx` version 2 and stream snapshots of raft groups
+//! hold.
 //!
 //! | size | field |
 //! |---|---|
-//! | 1 | magic `22` |
-//! | 1 | version: `2`; `1` only in builds before 2.10.0 |
+//! | 1 | magic 22 |
+//! | 1 | version: 2; 1 only from builds before the release of 2.10 |
 //! | 4 | number of nodes |
-//! | 4 | number of members |
-//! | … | nodes, the root first: `base` u64, 32 words of 64 bits (64 words in version 1), `height` u16 |
+//! | 4 | number of members (truncated to 32 bits) |
+//! | per node: 8 | base |
+//! | 8 × 32 (version 1: × 64) | bits: member = base + 64 × word + bit |
+//! | 2 | height of the node in the AVL tree |
 //!
-//! A member is `base + 64 * word + bit`. The server inserts the nodes one by one, so their order and
-//! heights do not matter to it. Members outside of the block's range may occur.
+//! Nodes come in pre-order. Bases are multiples of 2048 as every release writes them, but the
+//! server reads any base, so nodes may lie askew and overlap. It checks the number of members in
+//! version 1 only. Where an announced number differs from the bits, the bits are what it looks
+//! sequences up in. Holds for 2.10 to 2.15.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
 
 use super::bytes::{Cursor, Fault, FaultKind};
-use serde::ser::SerializeSeq as _;
 
-/// First byte of an encoded set.
-pub const MAGIC: u8 = 22;
-const WORDS_V1: usize = 64;
-const WORDS_V2: usize = 32;
+const MAGIC: u8 = 22;
+const VERSION: u8 = 2;
+const NODE_WORDS: usize = 32;
+const NODE_SPAN: u64 = 64 * NODE_WORDS as u64;
+const NODE_LEN: u64 = 8 + 8 * NODE_WORDS as u64 + 2;
+const HEADER_LEN: u64 = 10;
 
-const CHUNK_BITS: u32 = 16;
-const WORDS: usize = 1024;
-/// More members than this are cheaper as bits.
+const CHUNK_WORDS: usize = 1024;
+const CHUNK_SPAN: u32 = 65_536;
+/// Longest array: one more and the bitmap is smaller.
 const ARRAY_MAX: usize = 4096;
-/// More runs than this are cheaper as bits.
+/// Most runs: one more and the bitmap is smaller.
 const RUNS_MAX: usize = 2048;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Slots {
-    /// Sorted members.
-    Array(Vec<u16>),
-    /// Sorted, disjoint, not adjacent, inclusive.
-    Runs(Vec<(u16, u16)>),
-    /// A bit each.
-    Bits(Box<[u64; WORDS]>),
-}
-
-#[derive(Debug, Clone)]
-struct Chunk {
-    high: u64,
-    len: u32,
-    slots: Slots,
-}
-
-/// A set of sequences. Costs at most two bytes for a scattered member (plus some 50 for each window of
-/// 65,536 sequences that has any), an eighth of a byte where they are dense, nothing where they run.
-#[derive(Debug, Clone, Default)]
+/// A set of sequences that stays small: chunks of 65,536 as runs, array or bitmap, whichever is
+/// smallest, and spans of full chunks as one entry.
+#[derive(Clone, Default)]
 pub struct SeqSet {
     chunks: Vec<Chunk>,
+    /// `u128`: the set of all sequences has one member more than `u64` counts.
+    count: u128,
 }
 
-fn split(seq: u64) -> (u64, u16) {
-    (seq >> CHUNK_BITS, seq as u16)
+#[derive(Clone)]
+struct Chunk {
+    /// Upper 48 bits of its members.
+    key: u64,
+    body: Body,
 }
 
-fn word_mask(word: usize, from: u16, to: u16) -> u64 {
-    let (lo, hi) = (word * 64, word * 64 + 63);
-    let (from, to) = (usize::from(from).max(lo), usize::from(to).min(hi));
-    if from > to {
-        return 0;
+/// The lower 16 bits of a chunk's members. Never empty.
+#[derive(Clone)]
+enum Body {
+    /// This chunk and all up to the key have all members.
+    Full(u64),
+    /// Sorted, apart by at least one.
+    Runs(Vec<(u16, u16)>),
+    Array(Vec<u16>),
+    Bits(Box<Bits>),
+}
+
+#[derive(Clone)]
+struct Bits {
+    count: u32,
+    words: [u64; CHUNK_WORDS],
+}
+
+fn run_len((lo, hi): (u16, u16)) -> u32 {
+    u32::from(hi) - u32::from(lo) + 1
+}
+
+/// The words that `lo..=hi` touches, with the bits it covers in each.
+fn masks(lo: u16, hi: u16) -> impl Iterator<Item = (usize, u64)> {
+    let (first, last) = (usize::from(lo >> 6), usize::from(hi >> 6));
+    (first..=last).map(move |i| {
+        let mut mask = u64::MAX;
+        if i == first {
+            mask &= u64::MAX << (lo & 63);
+        }
+        if i == last {
+            mask &= u64::MAX >> (63 - (hi & 63));
+        }
+        (i, mask)
+    })
+}
+
+/// Makes room for one more, by an eighth instead of doubling.
+fn grow<T>(v: &mut Vec<T>) {
+    if v.len() == v.capacity() {
+        v.reserve_exact((v.len() / 8).max(4));
     }
-    let width = to - from + 1;
-    let ones = if width == 64 {
-        u64::MAX
-    } else {
-        (1u64 << width) - 1
-    };
-    ones << (from - lo)
 }
 
-impl Slots {
-    fn to_bits(&self) -> Box<[u64; WORDS]> {
-        let mut bits = Box::new([0u64; WORDS]);
-        self.each_run(&mut |from, to| {
-            for w in usize::from(from) / 64..=usize::from(to) / 64 {
-                if let Some(word) = bits.get_mut(w) {
-                    *word |= word_mask(w, from, to);
-                }
+impl Bits {
+    fn new() -> Box<Self> {
+        Box::new(Self {
+            count: 0,
+            words: [0; CHUNK_WORDS],
+        })
+    }
+
+    fn set(&mut self, lo: u16, hi: u16) -> u32 {
+        let mut added = 0;
+        for (i, mask) in masks(lo, hi) {
+            if let Some(word) = self.words.get_mut(i) {
+                added += (mask & !*word).count_ones();
+                *word |= mask;
             }
-        });
+        }
+        self.count += added;
+        added
+    }
+
+    fn clear(&mut self, lo: u16, hi: u16) -> u32 {
+        let mut removed = 0;
+        for (i, mask) in masks(lo, hi) {
+            if let Some(word) = self.words.get_mut(i) {
+                removed += (mask & *word).count_ones();
+                *word &= !mask;
+            }
+        }
+        self.count -= removed;
+        removed
+    }
+
+    fn word(&self, i: usize) -> u64 {
+        self.words.get(i).copied().unwrap_or(0)
+    }
+
+    fn or(&mut self, other: &Bits) {
+        self.count = 0;
+        for (word, add) in self.words.iter_mut().zip(&other.words) {
+            *word |= add;
+            self.count += word.count_ones();
+        }
+    }
+
+    /// The first position from `pos` on whose bit, xor `flip`, is set; `CHUNK_SPAN` without any.
+    fn find(&self, pos: u32, flip: u64) -> u32 {
+        let mut skip = u64::MAX << (pos & 63);
+        for (i, word) in self.words.iter().enumerate().skip((pos >> 6) as usize) {
+            let word = (word ^ flip) & skip;
+            if word != 0 {
+                return (i as u32) * 64 + word.trailing_zeros();
+            }
+            skip = u64::MAX;
+        }
+        CHUNK_SPAN
+    }
+
+    fn next_run(&self, pos: &mut u32) -> Option<(u16, u16)> {
+        let lo = self.find(*pos, 0);
+        if lo >= CHUNK_SPAN {
+            *pos = CHUNK_SPAN;
+            return None;
+        }
+        *pos = self.find(lo, u64::MAX);
+        Some((lo as u16, (*pos - 1) as u16))
+    }
+}
+
+impl Body {
+    fn contains(&self, v: u16) -> bool {
+        match self {
+            Self::Full(_) => true,
+            Self::Runs(runs) => {
+                let i = runs.partition_point(|r| r.1 < v);
+                runs.get(i).is_some_and(|r| r.0 <= v)
+            }
+            Self::Array(items) => items.binary_search(&v).is_ok(),
+            Self::Bits(bits) => bits.word(usize::from(v >> 6)) >> (v & 63) & 1 == 1,
+        }
+    }
+
+    /// Adds `lo..=hi`, returns how many were new. Not for `Full`.
+    fn insert(&mut self, lo: u16, hi: u16) -> u32 {
+        match self {
+            Self::Full(_) => 0,
+            Self::Runs(runs) => {
+                let before = runs.len();
+                let start = runs.partition_point(|r| u32::from(r.1) + 1 < u32::from(lo));
+                let end = runs.partition_point(|r| u32::from(r.0) <= u32::from(hi) + 1);
+                let touched = runs.get(start..end).unwrap_or_default();
+                let (Some(&first), Some(&last)) = (touched.first(), touched.last()) else {
+                    grow(runs);
+                    runs.insert(start, (lo, hi));
+                    // Singles are smaller as an array; look now and then.
+                    if before >= RUNS_MAX || (before >= 16 && before.is_power_of_two()) {
+                        *self = self.smallest();
+                    }
+                    return run_len((lo, hi));
+                };
+                let merged = (first.0.min(lo), last.1.max(hi));
+                let old: u32 = touched.iter().copied().map(run_len).sum();
+                if let Some(slot) = runs.get_mut(start) {
+                    *slot = merged;
+                }
+                runs.drain(start + 1..end);
+                run_len(merged) - old
+            }
+            Self::Array(items) => {
+                let start = items.partition_point(|v| *v < lo);
+                let end = items.partition_point(|v| *v <= hi);
+                let added = run_len((lo, hi)) - (end - start) as u32;
+                if lo == hi && added == 1 {
+                    grow(items);
+                    items.insert(start, lo);
+                } else if added > 0 {
+                    items.splice(start..end, lo..=hi);
+                }
+                if items.len() > ARRAY_MAX {
+                    *self = self.smallest();
+                }
+                added
+            }
+            Self::Bits(bits) => bits.set(lo, hi),
+        }
+    }
+
+    /// Removes `lo..=hi`, returns how many there were. Not for `Full`.
+    fn remove(&mut self, lo: u16, hi: u16) -> u32 {
+        match self {
+            Self::Full(_) => 0,
+            Self::Runs(runs) => {
+                let start = runs.partition_point(|r| r.1 < lo);
+                let end = runs.partition_point(|r| r.0 <= hi);
+                let touched = runs.get(start..end).unwrap_or_default();
+                let (Some(&first), Some(&last)) = (touched.first(), touched.last()) else {
+                    return 0;
+                };
+                let mut removed: u32 = touched.iter().copied().map(run_len).sum();
+                let left = (first.0 < lo).then(|| (first.0, lo - 1));
+                let right = (last.1 > hi).then(|| (hi + 1, last.1));
+                for kept in left.iter().chain(&right) {
+                    removed -= run_len(*kept);
+                }
+                runs.splice(start..end, left.into_iter().chain(right));
+                removed
+            }
+            Self::Array(items) => {
+                let start = items.partition_point(|v| *v < lo);
+                let end = items.partition_point(|v| *v <= hi);
+                items.drain(start..end).len() as u32
+            }
+            Self::Bits(bits) => bits.clear(lo, hi),
+        }
+    }
+
+    fn count(&self, lo: u16, hi: u16) -> u32 {
+        match self {
+            Self::Full(_) => run_len((lo, hi)),
+            Self::Runs(runs) => {
+                let start = runs.partition_point(|r| r.1 < lo);
+                let rest = runs.get(start..).unwrap_or_default();
+                rest.iter()
+                    .take_while(|r| r.0 <= hi)
+                    .map(|r| run_len((r.0.max(lo), r.1.min(hi))))
+                    .sum()
+            }
+            Self::Array(items) => {
+                (items.partition_point(|v| *v <= hi) - items.partition_point(|v| *v < lo)) as u32
+            }
+            Self::Bits(bits) => masks(lo, hi)
+                .map(|(i, mask)| (bits.word(i) & mask).count_ones())
+                .sum(),
+        }
+    }
+
+    /// The next maximal run; `pos` starts at 0 and belongs to the representation.
+    fn next_run(&self, pos: &mut u32) -> Option<(u16, u16)> {
+        match self {
+            Self::Full(_) => {
+                let fresh = *pos == 0;
+                *pos = 1;
+                fresh.then_some((0, u16::MAX))
+            }
+            Self::Runs(runs) => {
+                let run = runs.get(*pos as usize).copied();
+                *pos += 1;
+                run
+            }
+            Self::Array(items) => {
+                let mut rest = items
+                    .get(*pos as usize..)
+                    .unwrap_or_default()
+                    .iter()
+                    .copied();
+                let lo = rest.next()?;
+                let more = rest
+                    .zip(1u32..)
+                    .take_while(|(v, i)| u32::from(*v) == u32::from(lo) + i)
+                    .count();
+                *pos += 1 + more as u32;
+                Some((lo, lo.saturating_add(more as u16)))
+            }
+            Self::Bits(bits) => bits.next_run(pos),
+        }
+    }
+
+    fn runs(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
+        let mut pos = 0;
+        std::iter::from_fn(move || self.next_run(&mut pos))
+    }
+
+    fn len(&self) -> u32 {
+        match self {
+            Self::Bits(bits) => bits.count,
+            _ => self.count(0, u16::MAX),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Full(_) => false,
+            Self::Runs(runs) => runs.is_empty(),
+            Self::Array(items) => items.is_empty(),
+            Self::Bits(bits) => bits.count == 0,
+        }
+    }
+
+    fn last(&self) -> Option<u16> {
+        match self {
+            Self::Full(_) => Some(u16::MAX),
+            Self::Runs(runs) => runs.last().map(|r| r.1),
+            Self::Array(items) => items.last().copied(),
+            Self::Bits(bits) => {
+                let (i, word) = bits
+                    .words
+                    .iter()
+                    .enumerate()
+                    .rev()
+                    .find(|(_, w)| **w != 0)?;
+                Some((i as u32 * 64 + 63 - word.leading_zeros()) as u16)
+            }
+        }
+    }
+
+    /// The same members in the smallest representation of one chunk, without spare capacity.
+    fn smallest(&self) -> Self {
+        let (mut runs, mut members) = (0, 0);
+        for run in self.runs() {
+            runs += 1;
+            members += run_len(run) as usize;
+        }
+        if runs <= RUNS_MAX && 2 * runs <= members {
+            let mut list = Vec::with_capacity(runs);
+            list.extend(self.runs());
+            Self::Runs(list)
+        } else if members <= ARRAY_MAX {
+            let mut list = Vec::with_capacity(members);
+            list.extend(self.runs().flat_map(|(lo, hi)| lo..=hi));
+            Self::Array(list)
+        } else {
+            Self::Bits(self.to_bits())
+        }
+    }
+
+    fn to_bits(&self) -> Box<Bits> {
+        if let Self::Bits(bits) = self {
+            return bits.clone();
+        }
+        let mut bits = Bits::new();
+        for (lo, hi) in self.runs() {
+            bits.set(lo, hi);
+        }
         bits
     }
 
-    /// Calls `f` with each maximal run, ascending.
-    fn each_run(&self, f: &mut impl FnMut(u16, u16)) {
+    fn heap_bytes(&self) -> usize {
         match self {
-            Self::Array(list) => {
-                let mut run: Option<(u16, u16)> = None;
-                for &v in list {
-                    run = match run {
-                        Some((from, to)) if to.checked_add(1) == Some(v) => Some((from, v)),
-                        Some((from, to)) => {
-                            f(from, to);
-                            Some((v, v))
-                        }
-                        None => Some((v, v)),
-                    };
-                }
-                if let Some((from, to)) = run {
-                    f(from, to);
-                }
-            }
-            Self::Runs(runs) => runs.iter().for_each(|&(a, b)| f(a, b)),
-            Self::Bits(bits) => {
-                let mut run: Option<(u16, u16)> = None;
-                for (w, &word) in bits.iter().enumerate() {
-                    let mut rest = word;
-                    while rest != 0 {
-                        let start = rest.trailing_zeros();
-                        let len = (!(rest >> start)).trailing_zeros();
-                        let from = (w * 64 + start as usize) as u16;
-                        let to = (usize::from(from) + len as usize - 1) as u16;
-                        run = match run {
-                            Some((a, b)) if b.checked_add(1) == Some(from) => Some((a, to)),
-                            Some((a, b)) => {
-                                f(a, b);
-                                Some((from, to))
-                            }
-                            None => Some((from, to)),
-                        };
-                        let used = start + len;
-                        rest = if used >= 64 { 0 } else { rest >> used << used };
-                    }
-                }
-                if let Some((a, b)) = run {
-                    f(a, b);
-                }
-            }
-        }
-    }
-
-    fn contains(&self, v: u16) -> bool {
-        match self {
-            Self::Array(list) => list.binary_search(&v).is_ok(),
-            Self::Runs(runs) => {
-                let at = runs.partition_point(|r| r.1 < v);
-                runs.get(at).is_some_and(|r| r.0 <= v)
-            }
-            Self::Bits(bits) => bits
-                .get(usize::from(v) / 64)
-                .is_some_and(|w| w >> (v % 64) & 1 == 1),
-        }
-    }
-
-    fn count(&self, from: u16, to: u16) -> u64 {
-        match self {
-            Self::Array(list) => {
-                (list.partition_point(|x| *x <= to) - list.partition_point(|x| *x < from)) as u64
-            }
-            Self::Bits(bits) => {
-                let words = usize::from(from) / 64..=usize::from(to) / 64;
-                let first = *words.start();
-                bits.get(words)
-                    .unwrap_or_default()
-                    .iter()
-                    .enumerate()
-                    .map(|(i, w)| u64::from((w & word_mask(first + i, from, to)).count_ones()))
-                    .sum()
-            }
-            Self::Runs(runs) => runs
-                .iter()
-                .map(|&(a, b)| (a.max(from), b.min(to)))
-                .filter(|(a, b)| a <= b)
-                .map(|(a, b)| u64::from(b - a) + 1)
-                .sum(),
+            Self::Full(_) => 0,
+            Self::Runs(runs) => runs.capacity() * size_of::<(u16, u16)>(),
+            Self::Array(items) => items.capacity() * size_of::<u16>(),
+            Self::Bits(_) => size_of::<Bits>(),
         }
     }
 }
 
 impl Chunk {
-    /// The cheapest form for these members.
-    fn from_bits(high: u64, bits: Box<[u64; WORDS]>) -> Option<Self> {
-        let len: u32 = bits.iter().map(|w| w.count_ones()).sum();
-        if len == 0 {
-            return None;
+    fn last_key(&self) -> u64 {
+        match self.body {
+            Body::Full(last) => last,
+            _ => self.key,
         }
-        let full = Slots::Bits(bits);
-        let mut runs = 0usize;
-        full.each_run(&mut |_, _| runs += 1);
-        let (run_cost, array_cost) = (runs * 4, len as usize * 2);
-        let slots = if run_cost <= array_cost.min(WORDS * 8) {
-            let mut list = Vec::with_capacity(runs);
-            full.each_run(&mut |a, b| list.push((a, b)));
-            Slots::Runs(list)
-        } else if array_cost < WORDS * 8 {
-            let mut list = Vec::with_capacity(len as usize);
-            full.each_run(&mut |a, b| list.extend(a..=b));
-            Slots::Array(list)
-        } else {
-            full
-        };
-        Some(Self { high, len, slots })
     }
 
-    fn insert(&mut self, v: u16) -> bool {
-        let added = match &mut self.slots {
-            Slots::Array(list) => match list.last() {
-                Some(last) if *last >= v => match list.binary_search(&v) {
-                    Ok(_) => false,
-                    Err(at) => {
-                        list.insert(at, v);
-                        true
-                    }
-                },
-                _ => {
-                    if list.len() == list.capacity() {
-                        // Vec would double: an eighth keeps to two bytes and a bit for each.
-                        list.reserve_exact((list.len() / 8).max(4));
-                    }
-                    list.push(v);
-                    true
-                }
-            },
-            Slots::Runs(runs) => {
-                let at = runs.partition_point(|r| r.1 < v);
-                if runs.get(at).is_some_and(|r| r.0 <= v) {
-                    false
-                } else {
-                    let joins_left = at
-                        .checked_sub(1)
-                        .and_then(|i| runs.get(i))
-                        .is_some_and(|r| r.1.checked_add(1) == Some(v));
-                    let joins_right = runs.get(at).is_some_and(|r| v.checked_add(1) == Some(r.0));
-                    match (joins_left, joins_right) {
-                        (true, true) => {
-                            let (_, end) = runs.remove(at);
-                            if let Some(r) = runs.get_mut(at - 1) {
-                                r.1 = end;
-                            }
-                        }
-                        (true, false) => {
-                            if let Some(r) = runs.get_mut(at - 1) {
-                                r.1 = v;
-                            }
-                        }
-                        (false, true) => {
-                            if let Some(r) = runs.get_mut(at) {
-                                r.0 = v;
-                            }
-                        }
-                        (false, false) => runs.insert(at, (v, v)),
-                    }
-                    true
-                }
-            }
-            Slots::Bits(bits) => match bits.get_mut(usize::from(v) / 64) {
-                Some(word) if *word >> (v % 64) & 1 == 0 => {
-                    *word |= 1 << (v % 64);
-                    true
-                }
-                _ => false,
-            },
-        };
-        self.len += u32::from(added);
-        self.settle();
-        added
-    }
-
-    /// Changes to bits where that has become cheaper.
-    fn settle(&mut self) {
-        let to_bits = match &self.slots {
-            Slots::Array(list) => list.len() > ARRAY_MAX,
-            // Scattered members are cheaper listed than as runs.
-            Slots::Runs(runs) => {
-                runs.len() > RUNS_MAX || (runs.len() > 64 && runs.len() * 4 > self.len as usize * 2)
-            }
-            Slots::Bits(_) => false,
-        };
-        if to_bits && let Some(chunk) = Self::from_bits(self.high, self.slots.to_bits()) {
-            *self = chunk;
+    fn len(&self) -> u128 {
+        match self.body {
+            Body::Full(last) => (u128::from(last - self.key) + 1) << 16,
+            _ => u128::from(self.body.len()),
         }
     }
 }
 
+fn split(seq: u64) -> (u64, u16) {
+    (seq >> 16, seq as u16)
+}
+
 impl SeqSet {
-    /// The empty set.
+    /// An empty set.
     pub fn new() -> Self {
         Self::default()
     }
 
-    fn find(&self, high: u64) -> Result<usize, usize> {
-        match self.chunks.last() {
-            Some(c) if c.high == high => Ok(self.chunks.len() - 1),
-            Some(c) if c.high < high => Err(self.chunks.len()),
-            None => Err(0),
-            _ => self.chunks.binary_search_by_key(&high, |c| c.high),
-        }
-    }
-
-    /// Adds a sequence; false if it was there.
+    /// Adds `seq`; false if it was a member.
     pub fn insert(&mut self, seq: u64) -> bool {
-        let (high, low) = split(seq);
-        match self.find(high) {
-            Ok(at) => self.chunks.get_mut(at).is_some_and(|c| c.insert(low)),
-            Err(at) => {
-                self.chunks.insert(
-                    at,
-                    Chunk {
-                        high,
-                        len: 1,
-                        slots: Slots::Array(vec![low]),
-                    },
-                );
-                true
-            }
-        }
+        let (key, low) = split(seq);
+        self.insert_in(key, low, low) > 0
     }
 
-    /// Adds all sequences from `first` to `last`. Takes time and memory by windows of 65,536: not for
-    /// unchecked input, see [`SeqSet::insert_range_bounded`].
+    /// Adds `first..=last`; nothing if `first > last`.
     pub fn insert_range(&mut self, first: u64, last: u64) {
         if first > last {
             return;
         }
-        let (from_high, to_high) = (first >> CHUNK_BITS, last >> CHUNK_BITS);
-        for high in from_high..=to_high {
-            let from = if high == from_high { first as u16 } else { 0 };
-            let to = if high == to_high {
-                last as u16
-            } else {
-                u16::MAX
-            };
-            match self.find(high) {
-                Ok(at) => {
-                    let Some(c) = self.chunks.get_mut(at) else {
-                        continue;
-                    };
-                    if from == to {
-                        c.insert(from);
-                        continue;
-                    }
-                    let mut bits = c.slots.to_bits();
-                    for w in usize::from(from) / 64..=usize::from(to) / 64 {
-                        if let Some(word) = bits.get_mut(w) {
-                            *word |= word_mask(w, from, to);
-                        }
-                    }
-                    if let Some(chunk) = Chunk::from_bits(high, bits) {
-                        *c = chunk;
-                    }
-                }
-                Err(at) => {
-                    let len = u32::from(to - from) + 1;
-                    let slots = if len == 1 {
-                        Slots::Array(vec![from])
-                    } else {
-                        Slots::Runs(vec![(from, to)])
-                    };
-                    self.chunks.insert(at, Chunk { high, len, slots });
-                }
-            }
+        let ((mut a, lo), (mut b, hi)) = (split(first), split(last));
+        if a == b {
+            self.insert_in(a, lo, hi);
+            return;
+        }
+        if lo != 0 {
+            self.insert_in(a, lo, u16::MAX);
+            a += 1;
+        }
+        if hi != u16::MAX {
+            self.insert_in(b, 0, hi);
+            b -= 1;
+        }
+        if a <= b {
+            self.insert_full(a, b);
         }
     }
 
-    /// [`SeqSet::insert_range`] for spans that come from input: false, and nothing added, where the span
-    /// is over 2^40.
-    pub fn insert_range_bounded(&mut self, first: u64, last: u64) -> bool {
-        if first <= last && last - first >= 1 << 40 {
-            return false;
-        }
-        self.insert_range(first, last);
-        true
-    }
-
-    /// Takes a sequence away; false if it was not there.
+    /// Removes `seq`; false if it was no member.
     pub fn remove(&mut self, seq: u64) -> bool {
-        let (high, low) = split(seq);
-        let Ok(at) = self.find(high) else {
-            return false;
-        };
-        let Some(c) = self.chunks.get_mut(at).filter(|c| c.slots.contains(low)) else {
-            return false;
-        };
-        let mut bits = c.slots.to_bits();
-        if let Some(word) = bits.get_mut(usize::from(low) / 64) {
-            *word &= !(1 << (low % 64));
-        }
-        match Chunk::from_bits(high, bits) {
-            Some(chunk) => *c = chunk,
-            None => drop(self.chunks.remove(at)),
-        }
-        true
+        let (key, low) = split(seq);
+        self.remove_in(key, low, low) > 0
     }
 
-    /// Takes everything below `seq` away.
+    /// Removes `first..=last`; nothing if `first > last`.
+    pub fn remove_range(&mut self, first: u64, last: u64) {
+        if first > last {
+            return;
+        }
+        let ((mut a, lo), (mut b, hi)) = (split(first), split(last));
+        if a == b {
+            self.remove_in(a, lo, hi);
+            return;
+        }
+        if lo != 0 {
+            self.remove_in(a, lo, u16::MAX);
+            a += 1;
+        }
+        if hi != u16::MAX {
+            self.remove_in(b, 0, hi);
+            b -= 1;
+        }
+        if a <= b {
+            self.split_before(a);
+            self.split_before(b + 1);
+            let start = self.chunks.partition_point(|c| c.key < a);
+            let end = self.chunks.partition_point(|c| c.key <= b);
+            self.count -= self.chunks.drain(start..end).map(|c| c.len()).sum::<u128>();
+        }
+    }
+
+    /// Removes everything below `seq`.
     pub fn remove_below(&mut self, seq: u64) {
-        let (high, low) = split(seq);
-        let keep = self.chunks.partition_point(|c| c.high < high);
-        self.chunks.drain(..keep);
-        if low == 0 {
-            return;
-        }
-        let Some(c) = self.chunks.first_mut().filter(|c| c.high == high) else {
-            return;
-        };
-        let mut bits = c.slots.to_bits();
-        for (w, word) in bits.iter_mut().enumerate() {
-            *word &= !word_mask(w, 0, low - 1);
-        }
-        match Chunk::from_bits(high, bits) {
-            Some(chunk) => *c = chunk,
-            None => drop(self.chunks.remove(0)),
+        if let Some(last) = seq.checked_sub(1) {
+            self.remove_range(0, last);
         }
     }
 
     /// Whether `seq` is a member.
     pub fn contains(&self, seq: u64) -> bool {
-        let (high, low) = split(seq);
-        self.find(high)
+        let (key, low) = split(seq);
+        self.find(key)
             .ok()
-            .and_then(|at| self.chunks.get(at))
-            .is_some_and(|c| c.slots.contains(low))
+            .and_then(|i| self.chunks.get(i))
+            .is_some_and(|c| c.body.contains(low))
     }
 
-    /// Number of members.
+    /// Number of members; `u64::MAX` also for one more.
     pub fn len(&self) -> u64 {
-        self.chunks.iter().map(|c| u64::from(c.len)).sum()
+        u64::try_from(self.count).unwrap_or(u64::MAX)
     }
 
-    /// True without members.
+    /// Whether there are no members.
     pub fn is_empty(&self) -> bool {
         self.chunks.is_empty()
     }
@@ -432,118 +502,386 @@ impl SeqSet {
 
     /// The highest member.
     pub fn max(&self) -> Option<u64> {
-        let c = self.chunks.last()?;
-        let mut last = 0;
-        c.slots.each_run(&mut |_, to| last = to);
-        Some(c.high << CHUNK_BITS | u64::from(last))
+        let chunk = self.chunks.last()?;
+        Some(chunk.last_key() << 16 | u64::from(chunk.body.last()?))
     }
 
-    /// Maximal runs, ascending, inclusive.
-    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
-        let mut pending: Option<(u64, u64)> = None;
-        let mut queue: std::collections::VecDeque<(u64, u64)> = Default::default();
-        let mut chunks = self.chunks.iter();
-        std::iter::from_fn(move || {
-            loop {
-                if let Some((from, to)) = queue.pop_front() {
-                    match pending {
-                        Some((a, b)) if b.checked_add(1) == Some(from) => pending = Some((a, to)),
-                        Some(done) => {
-                            pending = Some((from, to));
-                            return Some(done);
-                        }
-                        None => pending = Some((from, to)),
-                    }
-                    continue;
-                }
-                let Some(c) = chunks.next() else {
-                    return pending.take();
-                };
-                let base = c.high << CHUNK_BITS;
-                c.slots.each_run(&mut |a, b| {
-                    queue.push_back((base | u64::from(a), base | u64::from(b)))
-                });
-            }
-        })
+    /// The members, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u64> + '_ {
+        self.ranges().flat_map(|(first, last)| first..=last)
     }
 
-    /// Members, ascending.
-    pub fn iter(&self) -> impl Iterator<Item = u64> {
-        self.ranges().flat_map(|(a, b)| a..=b)
+    /// The maximal runs of members, ascending, both ends inclusive.
+    pub fn ranges(&self) -> Ranges<'_> {
+        Ranges {
+            chunks: &self.chunks,
+            pos: 0,
+            pending: None,
+        }
     }
 
     /// Adds all members of `other`.
-    pub fn union_with(&mut self, other: &Self) {
-        for c in &other.chunks {
-            match self.find(c.high) {
-                Err(at) => self.chunks.insert(at, c.clone()),
-                Ok(at) => {
-                    let Some(mine) = self.chunks.get_mut(at) else {
-                        continue;
-                    };
-                    let (mut bits, more) = (mine.slots.to_bits(), c.slots.to_bits());
-                    for (a, b) in bits.iter_mut().zip(more.iter()) {
-                        *a |= b;
-                    }
-                    if let Some(chunk) = Chunk::from_bits(c.high, bits) {
-                        *mine = chunk;
-                    }
-                }
+    pub fn union_with(&mut self, other: &SeqSet) {
+        for chunk in &other.chunks {
+            match chunk.body {
+                Body::Full(last) => self.insert_full(chunk.key, last),
+                _ => self.merge(chunk.key, &chunk.body),
             }
         }
     }
 
-    /// How many members lie between `first` and `last`, both included.
+    /// Removes all members of `other`.
+    pub fn difference_with(&mut self, other: &SeqSet) {
+        for (first, last) in other.ranges() {
+            self.remove_range(first, last);
+        }
+    }
+
+    /// The members that `other` lacks.
+    pub fn difference(&self, other: &SeqSet) -> SeqSet {
+        let mut out = self.clone();
+        out.difference_with(other);
+        out
+    }
+
+    /// Number of members in `first..=last`.
     pub fn count_range(&self, first: u64, last: u64) -> u64 {
         if first > last {
             return 0;
         }
-        let (from_high, to_high) = (first >> CHUNK_BITS, last >> CHUNK_BITS);
-        let start = self.chunks.partition_point(|c| c.high < from_high);
-        self.chunks
-            .get(start..)
-            .unwrap_or_default()
-            .iter()
-            .take_while(|c| c.high <= to_high)
-            .map(|c| {
-                let from = if c.high == from_high { first as u16 } else { 0 };
-                let to = if c.high == to_high {
-                    last as u16
-                } else {
-                    u16::MAX
-                };
-                if from == 0 && to == u16::MAX {
-                    u64::from(c.len)
-                } else {
-                    c.slots.count(from, to)
-                }
-            })
-            .sum()
+        let start = self.chunks.partition_point(|c| c.last_key() < first >> 16);
+        let mut count = 0u128;
+        for chunk in self.chunks.get(start..).unwrap_or_default() {
+            if chunk.key > last >> 16 {
+                break;
+            }
+            let from = first.max(chunk.key << 16);
+            let to = last.min(chunk.last_key() << 16 | 0xffff);
+            count += match chunk.body {
+                Body::Full(_) => u128::from(to - from) + 1,
+                _ => u128::from(chunk.body.count(from as u16, to as u16)),
+            };
+        }
+        u64::try_from(count).unwrap_or(u64::MAX)
     }
 
-    /// Bytes of memory that the set takes.
-    pub fn memory(&self) -> usize {
-        let inside = |c: &Chunk| match &c.slots {
-            Slots::Array(v) => v.capacity() * 2,
-            Slots::Runs(v) => v.capacity() * 4,
-            Slots::Bits(_) => WORDS * 8,
+    /// Gives back spare memory and brings every chunk to its smallest form: for sets that are
+    /// complete and stay.
+    pub fn compact(&mut self) {
+        for chunk in &mut self.chunks {
+            if !matches!(chunk.body, Body::Full(_)) {
+                chunk.body = chunk.body.smallest();
+            }
+        }
+        self.chunks.shrink_to_fit();
+    }
+
+    /// Bytes of memory held, without what the allocator adds.
+    pub fn heap_bytes(&self) -> usize {
+        self.chunks.capacity() * size_of::<Chunk>()
+            + self
+                .chunks
+                .iter()
+                .map(|c| c.body.heap_bytes())
+                .sum::<usize>()
+    }
+
+    /// The chunk that holds `key`, or where it would be inserted.
+    fn find(&self, key: u64) -> Result<usize, usize> {
+        // Sequences mostly come in ascending order.
+        let i = match self.chunks.last() {
+            Some(last) if last.key <= key => {
+                self.chunks.len() - usize::from(key <= last.last_key())
+            }
+            _ => self.chunks.partition_point(|c| c.last_key() < key),
         };
-        self.chunks.capacity() * size_of::<Chunk>() + self.chunks.iter().map(inside).sum::<usize>()
+        match self.chunks.get(i) {
+            Some(chunk) if chunk.key <= key => Ok(i),
+            _ => Err(i),
+        }
+    }
+
+    fn insert_in(&mut self, key: u64, lo: u16, hi: u16) -> u32 {
+        let (i, added) = match self.find(key) {
+            Ok(i) => (
+                i,
+                self.chunks.get_mut(i).map_or(0, |c| c.body.insert(lo, hi)),
+            ),
+            Err(i) => {
+                self.chunks.insert(
+                    i,
+                    Chunk {
+                        key,
+                        body: Body::Runs(vec![(lo, hi)]),
+                    },
+                );
+                (i, run_len((lo, hi)))
+            }
+        };
+        self.count += u128::from(added);
+        if added > 0 {
+            self.join(i);
+        }
+        added
+    }
+
+    fn insert_full(&mut self, mut a: u64, mut b: u64) {
+        let start = self.chunks.partition_point(|c| c.last_key() < a);
+        let end = self.chunks.partition_point(|c| c.key <= b);
+        for chunk in self.chunks.get(start..end).unwrap_or_default() {
+            a = a.min(chunk.key);
+            b = b.max(chunk.last_key());
+            self.count -= chunk.len();
+        }
+        let full = Chunk {
+            key: a,
+            body: Body::Full(b),
+        };
+        self.count += full.len();
+        self.chunks.splice(start..end, [full]);
+        self.join(start);
+    }
+
+    /// Notes that chunk `i` may be full now, and joins it with full neighbours.
+    fn join(&mut self, i: usize) {
+        let Some(chunk) = self.chunks.get_mut(i) else {
+            return;
+        };
+        let full = match &chunk.body {
+            Body::Full(_) => true,
+            Body::Runs(runs) => runs.first() == Some(&(0, u16::MAX)),
+            Body::Array(_) => false,
+            Body::Bits(bits) => bits.count == CHUNK_SPAN,
+        };
+        if !full {
+            return;
+        }
+        let (mut key, mut last) = (chunk.key, chunk.last_key());
+        let (mut start, mut end) = (i, i + 1);
+        if let Some(Chunk {
+            body: Body::Full(b),
+            key: next,
+        }) = self.chunks.get(end)
+            && *next == last + 1
+        {
+            (last, end) = (*b, end + 1);
+        }
+        if let Some(before) = i.checked_sub(1)
+            && let Some(Chunk {
+                body: Body::Full(b),
+                key: first,
+            }) = self.chunks.get(before)
+            && *b + 1 == key
+        {
+            (key, start) = (*first, before);
+        }
+        self.chunks.splice(
+            start..end,
+            [Chunk {
+                key,
+                body: Body::Full(last),
+            }],
+        );
+    }
+
+    /// Splits a span of full chunks so that none reaches over the lower border of `key`.
+    fn split_before(&mut self, key: u64) {
+        if let Ok(i) = self.find(key)
+            && let Some(Chunk {
+                key: first,
+                body: Body::Full(last),
+            }) = self.chunks.get_mut(i)
+            && *first < key
+        {
+            let upper = Chunk {
+                key,
+                body: Body::Full(*last),
+            };
+            *last = key - 1;
+            self.chunks.insert(i + 1, upper);
+        }
+    }
+
+    fn remove_in(&mut self, key: u64, lo: u16, hi: u16) -> u32 {
+        let Ok(i) = self.find(key) else { return 0 };
+        let i = if matches!(
+            self.chunks.get(i),
+            Some(Chunk {
+                body: Body::Full(_),
+                ..
+            })
+        ) {
+            self.split_before(key);
+            self.split_before(key + 1);
+            let Ok(i) = self.find(key) else { return 0 };
+            if let Some(chunk) = self.chunks.get_mut(i) {
+                chunk.body = Body::Runs(vec![(0, u16::MAX)]);
+            }
+            i
+        } else {
+            i
+        };
+        let Some(chunk) = self.chunks.get_mut(i) else {
+            return 0;
+        };
+        let removed = chunk.body.remove(lo, hi);
+        if chunk.body.is_empty() {
+            self.chunks.remove(i);
+        }
+        self.count -= u128::from(removed);
+        removed
+    }
+
+    /// Adds the members `body` to the chunk `key`. Not for `Full`.
+    fn merge(&mut self, key: u64, body: &Body) {
+        if body.is_empty() {
+            return;
+        }
+        let i = match self.find(key) {
+            Err(i) => {
+                self.chunks.insert(
+                    i,
+                    Chunk {
+                        key,
+                        body: body.smallest(),
+                    },
+                );
+                self.count += u128::from(body.len());
+                i
+            }
+            Ok(i) => {
+                let Some(chunk) = self.chunks.get_mut(i) else {
+                    return;
+                };
+                if matches!(chunk.body, Body::Full(_)) {
+                    return;
+                }
+                let before = chunk.body.len();
+                match body {
+                    Body::Runs(runs) if runs.len() <= 64 => {
+                        for (lo, hi) in runs {
+                            chunk.body.insert(*lo, *hi);
+                        }
+                    }
+                    _ => {
+                        let mut bits = chunk.body.to_bits();
+                        bits.or(&body.to_bits());
+                        chunk.body = Body::Bits(bits).smallest();
+                    }
+                }
+                self.count += u128::from(chunk.body.len() - before);
+                i
+            }
+        };
+        self.join(i);
+    }
+
+    /// The bits of the node at `base`, a multiple of [`NODE_SPAN`].
+    fn node(&self, base: u64) -> [u64; NODE_WORDS] {
+        let mut out = [0; NODE_WORDS];
+        let (key, lo) = split(base);
+        let chunk = self.find(key).ok().and_then(|i| self.chunks.get(i));
+        let hi = lo.saturating_add((NODE_SPAN - 1) as u16);
+        let mut set = |from: u16, to: u16| {
+            for (i, mask) in masks(from - lo, to - lo) {
+                if let Some(word) = out.get_mut(i) {
+                    *word |= mask;
+                }
+            }
+        };
+        match chunk.map(|c| &c.body) {
+            None => {}
+            Some(Body::Full(_)) => set(lo, hi),
+            Some(Body::Runs(runs)) => {
+                let start = runs.partition_point(|r| r.1 < lo);
+                for r in runs.iter().skip(start).take_while(|r| r.0 <= hi) {
+                    set(r.0.max(lo), r.1.min(hi));
+                }
+            }
+            Some(Body::Array(items)) => {
+                let start = items.partition_point(|v| *v < lo);
+                for v in items.iter().skip(start).take_while(|v| **v <= hi) {
+                    set(*v, *v);
+                }
+            }
+            Some(Body::Bits(bits)) => {
+                for (word, i) in out.iter_mut().zip(usize::from(lo >> 6)..) {
+                    *word = bits.word(i);
+                }
+            }
+        }
+        out
+    }
+
+    /// Numbers (base / 2048) of the nodes that its encoding has, ascending.
+    fn node_numbers(&self) -> impl Iterator<Item = u64> + '_ {
+        let mut next = 0;
+        self.ranges().flat_map(move |(first, last)| {
+            let from = (first / NODE_SPAN).max(next);
+            next = last / NODE_SPAN + 1;
+            from..next
+        })
+    }
+}
+
+/// The maximal runs of a [`SeqSet`].
+#[derive(Clone)]
+pub struct Ranges<'a> {
+    chunks: &'a [Chunk],
+    pos: u32,
+    pending: Option<(u64, u64)>,
+}
+
+impl Iterator for Ranges<'_> {
+    type Item = (u64, u64);
+
+    fn next(&mut self) -> Option<(u64, u64)> {
+        loop {
+            let Some((chunk, rest)) = self.chunks.split_first() else {
+                return self.pending.take();
+            };
+            let Some((lo, hi)) = chunk.body.next_run(&mut self.pos) else {
+                (self.chunks, self.pos) = (rest, 0);
+                continue;
+            };
+            let run = (
+                chunk.key << 16 | u64::from(lo),
+                chunk.last_key() << 16 | u64::from(hi),
+            );
+            match self.pending {
+                // Runs go on across chunks.
+                Some((first, last)) if last.checked_add(1) == Some(run.0) => {
+                    self.pending = Some((first, run.1));
+                }
+                Some(done) => {
+                    self.pending = Some(run);
+                    return Some(done);
+                }
+                None => self.pending = Some(run),
+            }
+        }
     }
 }
 
 impl PartialEq for SeqSet {
     fn eq(&self, other: &Self) -> bool {
-        self.len() == other.len() && self.ranges().eq(other.ranges())
+        self.count == other.count && self.ranges().eq(other.ranges())
     }
 }
 
 impl Eq for SeqSet {}
 
-impl Extend<u64> for SeqSet {
-    fn extend<I: IntoIterator<Item = u64>>(&mut self, iter: I) {
-        for seq in iter {
-            self.insert(seq);
+impl fmt::Debug for SeqSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 32;
+        let mut list = f.debug_list();
+        for (first, last) in self.ranges().take(SHOWN) {
+            list.entry(&(first..=last));
+        }
+        if self.ranges().nth(SHOWN).is_some() {
+            list.finish_non_exhaustive()
+        } else {
+            list.finish()
         }
     }
 }
@@ -556,19 +894,31 @@ impl FromIterator<u64> for SeqSet {
     }
 }
 
-/// As an array of `[first, last]` runs.
-impl serde::Serialize for SeqSet {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut seq = serializer.serialize_seq(None)?;
-        for (a, b) in self.ranges() {
-            seq.serialize_element(&[a, b])?;
+impl Extend<u64> for SeqSet {
+    fn extend<I: IntoIterator<Item = u64>>(&mut self, iter: I) {
+        for seq in iter {
+            self.insert(seq);
         }
-        seq.end()
     }
 }
 
-/// Decodes a set in the server's form.
+/// As an array of `[first, last]`.
+impl Serialize for SeqSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.ranges())
+    }
+}
+
+/// Decodes the server's encoding, version 1 or 2.
+///
+/// A version 1 set whose bits are not as many as announced is refused, as the server does; in
+/// version 2 it looks at the bits only (see [`decode_counted`] for what it announces).
 pub fn decode(c: &mut Cursor<'_>) -> Result<SeqSet, Fault> {
+    decode_counted(c).map(|(set, _)| set)
+}
+
+/// [`decode`], and the number of members that the header announces.
+pub fn decode_counted(c: &mut Cursor<'_>) -> Result<(SeqSet, u32), Fault> {
     let start = c.clone();
     if c.u8()? != MAGIC {
         return Err(start.fault(FaultKind::Magic {
@@ -576,180 +926,474 @@ pub fn decode(c: &mut Cursor<'_>) -> Result<SeqSet, Fault> {
         }));
     }
     let words = match c.u8()? {
-        1 => WORDS_V1,
-        2 => WORDS_V2,
-        v => {
-            return Err(start.fault(FaultKind::Version {
+        1 => 2 * NODE_WORDS,
+        VERSION => NODE_WORDS,
+        found => {
+            let kind = FaultKind::Version {
                 format: "sequence set",
-                found: u64::from(v),
-            }));
+                found: found.into(),
+            };
+            return Err(start.fault(kind));
         }
     };
-    let (nodes, members) = (u64::from(c.u32()?), u64::from(c.u32()?));
-    let ceiling = (c.remaining() / (words * 8 + 10)) as u64;
-    if nodes > ceiling {
-        return Err(start.fault(FaultKind::TooLarge {
-            what: "number of nodes",
-            value: nodes,
+    let v1 = words != NODE_WORDS;
+    let (nodes, announced) = (c.u32()?, c.u32()?);
+    let ceiling = c.remaining() as u64 / (8 + 8 * words as u64 + 2);
+    if u64::from(nodes) > ceiling {
+        let kind = FaultKind::TooLarge {
+            what: "number of sequence set nodes",
+            value: nodes.into(),
             ceiling,
-        }));
+        };
+        return Err(start.fault(kind));
     }
-    let mut set = SeqSet::new();
+    // By base instead of tree order: chunks then fill one after the other.
+    let mut order = Vec::with_capacity(nodes as usize);
     for _ in 0..nodes {
+        let at = c.clone();
         let base = c.u64()?;
-        for w in 0..words as u64 {
-            let mut word = c.u64()?;
-            while word != 0 {
-                let bit = u64::from(word.trailing_zeros());
-                let run = u64::from((!(word >> bit)).trailing_zeros());
-                let first = base.wrapping_add(w * 64 + bit);
-                // A run that would leave 64 bits is no sequence of any stream.
-                if let Some(last) = first.checked_add(run - 1) {
-                    set.insert_range(first, last);
-                }
-                let used = bit + run;
-                word = if used >= 64 { 0 } else { word >> used << used };
-            }
+        if base.checked_add(64 * words as u64 - 1).is_none() {
+            return Err(at.fault(FaultKind::Invalid("base of a sequence set node")));
         }
+        order.push((base, c.take(8 * words)?));
         c.u16()?;
     }
-    // Version 2 of the server's decoder takes the count on trust; a set that says one thing and holds
-    // another is damaged all the same.
-    if set.len() != members {
-        return Err(start.fault(FaultKind::Invalid(
-            "sequence set (its count is not that of its bits)",
-        )));
+    order.sort_unstable_by_key(|(base, _)| *base);
+
+    let mut filler = Filler {
+        set: SeqSet::new(),
+        key: 0,
+        bits: Bits::new(),
+    };
+    for (base, bytes) in order {
+        for (i, word) in bytes.chunks_exact(8).enumerate() {
+            let word = word.try_into().map_or(0, u64::from_le_bytes);
+            if word != 0 {
+                filler.add(base + 64 * i as u64, word);
+            }
+        }
     }
-    Ok(set)
+    let set = filler.finish();
+    if v1 && set.len() != u64::from(announced) {
+        return Err(start.fault(FaultKind::Invalid("number of members of a sequence set")));
+    }
+    Ok((set, announced))
 }
 
-/// Appends a set as the server's decoder takes it: version 2, nodes in the order of a balanced tree.
-pub fn encode(set: &SeqSet, out: &mut Vec<u8>) {
-    const SPAN: u64 = WORDS_V2 as u64 * 64;
-    let mut nodes: Vec<(u64, [u64; WORDS_V2])> = Vec::new();
-    for (from, to) in set.ranges() {
-        let mut base = from / SPAN * SPAN;
-        loop {
-            if nodes.last().is_none_or(|n| n.0 != base) {
-                nodes.push((base, [0; WORDS_V2]));
-            }
-            let (a, b) = (
-                from.max(base) - base,
-                to.min(base.saturating_add(SPAN - 1)) - base,
-            );
-            if let Some((_, words)) = nodes.last_mut() {
-                for (w, word) in words.iter_mut().enumerate() {
-                    *word |= word_mask(w, a as u16, b as u16);
-                }
-            }
-            match base.checked_add(SPAN) {
-                Some(next) if next <= to => base = next,
-                _ => break,
-            }
+/// Collects words into one chunk until the next begins.
+struct Filler {
+    set: SeqSet,
+    key: u64,
+    bits: Box<Bits>,
+}
+
+impl Filler {
+    /// Adds `word`, whose bit 0 stands for `seq`.
+    fn add(&mut self, seq: u64, word: u64) {
+        let askew = (seq % 64) as u32;
+        self.add_aligned(seq / 64, word << askew);
+        if askew > 0 {
+            self.add_aligned(seq / 64 + 1, word >> (64 - askew));
         }
     }
-    out.extend_from_slice(&[MAGIC, 2]);
-    out.extend_from_slice(&(nodes.len() as u32).to_le_bytes());
-    out.extend_from_slice(&(set.len() as u32).to_le_bytes());
-    // Pre-order of the tree that halving a sorted list gives: heights differ by one at most.
-    let mut stack = vec![(0usize, nodes.len())];
-    while let Some((from, to)) = stack.pop() {
-        if from >= to {
+
+    fn add_aligned(&mut self, number: u64, word: u64) {
+        if word == 0 {
+            return;
+        }
+        let key = number / CHUNK_WORDS as u64;
+        if key != self.key {
+            self.flush();
+            self.key = key;
+        }
+        if let Some(slot) = self.bits.words.get_mut(number as usize % CHUNK_WORDS) {
+            self.bits.count += (word & !*slot).count_ones();
+            *slot |= word;
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.bits.count > 0 {
+            let bits = std::mem::replace(&mut self.bits, Bits::new());
+            self.set.merge(self.key, &Body::Bits(bits));
+        }
+    }
+
+    fn finish(mut self) -> SeqSet {
+        self.flush();
+        self.set.chunks.shrink_to_fit();
+        self.set
+    }
+}
+
+/// Length of what [`encode`] appends: about 266 bytes for every 2048 sequences with a member.
+pub fn encoded_len(set: &SeqSet) -> u64 {
+    let mut next = 0;
+    let mut nodes = 0u64;
+    for (first, last) in set.ranges() {
+        let end = last / NODE_SPAN + 1;
+        nodes += end - (first / NODE_SPAN).max(next);
+        next = end;
+    }
+    HEADER_LEN.saturating_add(nodes.saturating_mul(NODE_LEN))
+}
+
+/// Appends the server's encoding, version 2: the nodes of a balanced tree in pre-order.
+///
+/// The size follows the span that members cover, not their memory here: [`encoded_len`].
+pub fn encode(set: &SeqSet, out: &mut Vec<u8>) {
+    let nodes: Vec<u64> = set.node_numbers().collect();
+    out.extend([MAGIC, VERSION]);
+    out.extend((nodes.len() as u32).to_le_bytes());
+    out.extend((set.len() as u32).to_le_bytes());
+    let mut stack = vec![nodes.as_slice()];
+    while let Some(part) = stack.pop() {
+        let (left, rest) = part.split_at(part.len().saturating_sub(1) / 2);
+        let Some((number, right)) = rest.split_first() else {
             continue;
+        };
+        let base = number * NODE_SPAN;
+        out.extend(base.to_le_bytes());
+        for word in set.node(base) {
+            out.extend(word.to_le_bytes());
         }
-        let mid = from + (to - from) / 2;
-        if let Some((base, words)) = nodes.get(mid) {
-            out.extend_from_slice(&base.to_le_bytes());
-            for w in words {
-                out.extend_from_slice(&w.to_le_bytes());
-            }
-            let height = usize::BITS - (to - from).leading_zeros();
-            out.extend_from_slice(&(height as u16).to_le_bytes());
-        }
-        stack.push((mid + 1, to));
-        stack.push((from, mid));
+        // Halving makes a tree of n nodes floor(log2 n) + 1 high.
+        let height = part.len().ilog2() as u16 + 1;
+        out.extend(height.to_le_bytes());
+        stack.push(right);
+        stack.push(left);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use proptest::prelude::*;
     use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
 
     #[derive(Debug, Clone)]
     enum Op {
         Insert(u64),
         Range(u64, u64),
         Remove(u64),
+        RemoveRange(u64, u64),
         Below(u64),
+        Union(Vec<(u64, u64)>),
+        Difference(Vec<(u64, u64)>),
+        /// Every n-th from here, so that arrays and bitmaps come up.
+        Comb(u64, u64, u64),
+        Compact,
     }
 
-    fn op() -> impl Strategy<Value = Op> {
-        let seq = prop_oneof![0..300u64, 65_400..65_700u64, 190_000..200_000u64];
+    /// Around chunk borders, and in a few chunks only, so that operations meet.
+    fn seq() -> impl Strategy<Value = u64> {
         prop_oneof![
-            4 => seq.clone().prop_map(Op::Insert),
-            2 => (seq.clone(), 0..3000u64).prop_map(|(a, n)| Op::Range(a, a + n)),
-            2 => seq.clone().prop_map(Op::Remove),
-            1 => (0..70_000u64).prop_map(Op::Below),
+            0u64..200,
+            (1u64..4, 0u64..6).prop_map(|(chunk, d)| chunk * 65_536 + d - 3),
+            0u64..262_144,
         ]
     }
 
-    proptest! {
-        #[test]
-        fn behaves_like_a_tree_set(ops in prop::collection::vec(op(), 1..60)) {
-            let (mut set, mut model) = (SeqSet::new(), BTreeSet::new());
-            for op in ops {
-                match op {
-                    Op::Insert(s) => prop_assert_eq!(set.insert(s), model.insert(s)),
-                    Op::Range(a, b) => { set.insert_range(a, b); model.extend(a..=b); }
-                    Op::Remove(s) => prop_assert_eq!(set.remove(s), model.remove(&s)),
-                    Op::Below(s) => { set.remove_below(s); model.retain(|x| *x >= s); }
-                }
+    fn ranges() -> impl Strategy<Value = Vec<(u64, u64)>> {
+        prop::collection::vec((seq(), 0u64..3000), 0..80)
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            4 => seq().prop_map(Op::Insert),
+            3 => (seq(), 0u64..140_000).prop_map(|(a, n)| Op::Range(a, a + n)),
+            3 => (seq(), 0u64..40).prop_map(|(a, n)| Op::Range(a, a + n)),
+            3 => seq().prop_map(Op::Remove),
+            2 => (seq(), 0u64..90_000).prop_map(|(a, n)| Op::RemoveRange(a, a + n)),
+            1 => seq().prop_map(Op::Below),
+            1 => ranges().prop_map(Op::Union),
+            1 => ranges().prop_map(Op::Difference),
+            3 => (seq(), 1u64..5000, 2u64..40).prop_map(|(a, n, step)| Op::Comb(a, n, step)),
+            1 => Just(Op::Compact),
+        ]
+    }
+
+    fn apply(set: &mut SeqSet, model: &mut BTreeSet<u64>, op: &Op) {
+        match op {
+            Op::Insert(s) => assert_eq!(set.insert(*s), model.insert(*s)),
+            Op::Remove(s) => assert_eq!(set.remove(*s), model.remove(s)),
+            Op::Range(a, b) => {
+                set.insert_range(*a, *b);
+                model.extend(*a..=*b);
             }
-            prop_assert_eq!(set.len(), model.len() as u64);
-            prop_assert_eq!(set.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
-            prop_assert_eq!((set.min(), set.max()), (model.first().copied(), model.last().copied()));
-            for (a, b) in [(0, 100), (200, 65_500), (65_536, 199_000)] {
+            Op::RemoveRange(a, b) => {
+                set.remove_range(*a, *b);
+                model.retain(|s| s < a || s > b);
+            }
+            Op::Below(s) => {
+                set.remove_below(*s);
+                model.retain(|m| m >= s);
+            }
+            Op::Union(ranges) => {
+                let mut other = SeqSet::new();
+                for (a, n) in ranges {
+                    other.insert_range(*a, a + n);
+                    model.extend(*a..=a + n);
+                }
+                set.union_with(&other);
+            }
+            Op::Difference(ranges) => {
+                let mut other = SeqSet::new();
+                for (a, n) in ranges {
+                    other.insert_range(*a, a + n);
+                    model.retain(|s| s < a || *s > a + n);
+                }
+                *set = set.difference(&other);
+            }
+            Op::Comb(a, n, step) => {
+                let comb = (0..*n).map(|i| a + i * step);
+                set.extend(comb.clone());
+                model.extend(comb);
+            }
+            Op::Compact => set.compact(),
+        }
+    }
+
+    fn runs_of(model: &BTreeSet<u64>) -> Vec<(u64, u64)> {
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for &s in model {
+            match runs.last_mut() {
+                Some(run) if run.1 + 1 == s => run.1 = s,
+                _ => runs.push((s, s)),
+            }
+        }
+        runs
+    }
+
+    fn check(set: &SeqSet, model: &BTreeSet<u64>) {
+        assert_eq!(set.len(), model.len() as u64);
+        assert_eq!(set.is_empty(), model.is_empty());
+        assert_eq!(set.min(), model.first().copied());
+        assert_eq!(set.max(), model.last().copied());
+        assert_eq!(set.ranges().collect::<Vec<_>>(), runs_of(model));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(96))]
+
+        #[test]
+        fn behaves_as_a_btreeset(ops in prop::collection::vec(op(), 1..24), probes in prop::collection::vec((seq(), seq()), 8)) {
+            let (mut set, mut model) = (SeqSet::new(), BTreeSet::new());
+            for op in &ops {
+                apply(&mut set, &mut model, op);
+                check(&set, &model);
+            }
+            for (a, b) in probes {
+                prop_assert_eq!(set.contains(a), model.contains(&a));
+                let (a, b) = (a.min(b), a.max(b));
                 prop_assert_eq!(set.count_range(a, b), model.range(a..=b).count() as u64);
             }
-            let mut out = Vec::new();
-            encode(&set, &mut out);
-            let mut c = Cursor::new(&out, 0);
-            prop_assert_eq!(decode(&mut c).unwrap(), set);
+            prop_assert!(set.iter().eq(model.iter().copied()));
+            // Equality does not depend on how the set came about.
+            let mut other: SeqSet = model.iter().rev().copied().collect();
+            prop_assert_eq!(&set, &other);
+            if let Some(&last) = model.last() {
+                other.remove(last);
+                prop_assert_ne!(&set, &other);
+            }
+            let mut bytes = Vec::new();
+            encode(&set, &mut bytes);
+            prop_assert_eq!(bytes.len() as u64, encoded_len(&set));
+            prop_assert_eq!(go_decode(&bytes), model);
+            let mut c = Cursor::new(&bytes, 0);
+            let (back, announced) = decode_counted(&mut c).unwrap();
             prop_assert!(c.is_empty());
+            prop_assert_eq!(u64::from(announced), set.len());
+            prop_assert_eq!(back, set);
+        }
+
+        #[test]
+        fn any_bytes_decode_or_fault(mut bytes in prop::collection::vec(any::<u8>(), 0..1200), shape in any::<bool>()) {
+            if shape && bytes.len() > 10 {
+                bytes.splice(..6, [22, 1 + bytes[0] % 2, bytes[1] % 5, 0, 0, 0]);
+            }
+            let mut c = Cursor::new(&bytes, 0);
+            if let Ok(set) = decode(&mut c) {
+                prop_assert!(set.len() <= 8 * bytes.len() as u64);
+                prop_assert_eq!(set.iter().count() as u64, set.len());
+            }
         }
     }
 
-    #[test]
-    fn memory_is_lean() {
-        let mut few_runs = SeqSet::new();
-        for i in 0..10u64 {
-            few_runs.insert_range(i * 200_000_000, i * 200_000_000 + 99_999_999);
+    /// The reader of the server, step by step: nodes hang into a search tree in file order, and a
+    /// lookup walks it. Every member must be found so, heights and balance must be an AVL tree's.
+    fn go_decode(bytes: &[u8]) -> BTreeSet<u64> {
+        #[derive(Clone)]
+        struct Node {
+            base: u64,
+            bits: Vec<u64>,
+            height: u16,
+            children: [Option<usize>; 2],
         }
-        assert_eq!(few_runs.len(), 1_000_000_000);
-        assert!(few_runs.memory() < 2 << 20, "{}", few_runs.memory());
-        let scattered: SeqSet = (0..2_000_000u64).map(|i| i * 40 + (i * i) % 17).collect();
-        assert!(
-            scattered.memory() as u64 <= scattered.len() * 5 / 2,
-            "{}",
-            scattered.memory()
-        );
-        let dense: SeqSet = (0..3_000_000u64).map(|i| i * 3).collect();
-        assert!(
-            dense.memory() as u64 <= dense.len() / 2,
-            "{}",
-            dense.memory()
-        );
+        assert_eq!(bytes[..2], [22, 2]);
+        let count = u32::from_le_bytes(bytes[2..6].try_into().unwrap()) as usize;
+        assert_eq!(bytes.len(), 10 + 266 * count);
+        let mut tree: Vec<Node> = Vec::new();
+        for record in bytes[10..].chunks(266) {
+            let word = |i: usize| u64::from_le_bytes(record[i..i + 8].try_into().unwrap());
+            let base = word(0);
+            assert_eq!(base % 2048, 0);
+            let new = tree.len();
+            let bits: Vec<u64> = (1..33).map(|i| word(8 * i)).collect();
+            assert!(bits.iter().any(|w| *w != 0));
+            let height = u16::from_le_bytes(record[264..].try_into().unwrap());
+            tree.push(Node {
+                base,
+                bits,
+                height,
+                children: [None; 2],
+            });
+            let mut at = 0;
+            while at != new {
+                let side = usize::from(base >= tree[at].base);
+                at = *tree[at].children[side].get_or_insert(new);
+            }
+        }
+        // Children come behind their parents.
+        let mut heights = vec![0u16; tree.len()];
+        for (i, node) in tree.iter().enumerate().rev() {
+            let [l, r] = node.children.map(|c| c.map_or(0, |c| heights[c]));
+            assert!(l.abs_diff(r) <= 1, "unbalanced");
+            heights[i] = l.max(r) + 1;
+            assert_eq!(heights[i], node.height);
+        }
+        let mut members = BTreeSet::new();
+        for node in &tree {
+            for (i, w) in node.bits.iter().enumerate() {
+                members.extend(
+                    (0..64)
+                        .filter(|b| w >> b & 1 == 1)
+                        .map(|b| node.base + 64 * i as u64 + b),
+                );
+            }
+        }
+        let total = u32::from_le_bytes(bytes[6..10].try_into().unwrap()) as usize;
+        assert_eq!(members.len(), total);
+        members
+    }
+
+    fn node(out: &mut Vec<u8>, words: usize, base: u64, members: &[u64]) {
+        out.extend(base.to_le_bytes());
+        let mut bits = vec![0u64; words];
+        for m in members {
+            bits[((m - base) / 64) as usize] |= 1 << ((m - base) % 64);
+        }
+        bits.iter().for_each(|w| out.extend(w.to_le_bytes()));
+        out.extend(1u16.to_le_bytes());
+    }
+
+    fn header(version: u8, nodes: u32, members: u32) -> Vec<u8> {
+        let mut out = vec![22, version];
+        out.extend(nodes.to_le_bytes());
+        out.extend(members.to_le_bytes());
+        out
     }
 
     #[test]
-    fn lying_counts_are_refused_without_allocating() {
-        let mut bytes = vec![22, 2];
-        bytes.extend_from_slice(&u32::MAX.to_le_bytes());
-        bytes.extend_from_slice(&u32::MAX.to_le_bytes());
-        let fault = decode(&mut Cursor::new(&bytes, 7)).unwrap_err();
-        assert_eq!(fault.offset, 7);
-        assert!(matches!(fault.kind, FaultKind::TooLarge { .. }));
+    fn version_1_counts_its_members() {
+        let mut bytes = header(1, 1, 3);
+        node(&mut bytes, 64, 4096, &[4096, 4100, 8191]);
+        let set = decode(&mut Cursor::new(&bytes, 0)).unwrap();
+        assert_eq!(
+            set.ranges().collect::<Vec<_>>(),
+            [(4096, 4096), (4100, 4100), (8191, 8191)]
+        );
+        bytes[6] = 4;
+        assert!(matches!(
+            decode(&mut Cursor::new(&bytes, 0)).unwrap_err().kind,
+            FaultKind::Invalid(_)
+        ));
+    }
+
+    #[test]
+    fn askew_overlapping_and_unordered_nodes() {
+        let mut bytes = header(2, 3, 9);
+        node(&mut bytes, 32, 65_500, &[65_500, 65_535, 65_536, 65_600]);
+        node(&mut bytes, 32, 2048, &[2048, 4095]);
+        node(&mut bytes, 32, 64_000, &[64_000, 65_535, 66_047]);
+        let (set, announced) = decode_counted(&mut Cursor::new(&bytes, 0)).unwrap();
+        assert_eq!(
+            set.iter().collect::<Vec<_>>(),
+            [2048, 4095, 64_000, 65_500, 65_535, 65_536, 65_600, 66_047]
+        );
+        assert_eq!((set.len(), announced), (8, 9));
+    }
+
+    #[test]
+    fn claims_are_bounded_by_bytes() {
+        let bytes = header(2, u32::MAX, u32::MAX);
+        assert_eq!(
+            decode(&mut Cursor::new(&bytes, 7)).unwrap_err(),
+            Fault::new(
+                7,
+                FaultKind::TooLarge {
+                    what: "number of sequence set nodes",
+                    value: 0xffff_ffff,
+                    ceiling: 0
+                }
+            )
+        );
+        let mut bytes = header(2, 1, 1);
+        node(&mut bytes, 32, u64::MAX - 2046, &[u64::MAX - 3]);
+        assert_eq!(decode(&mut Cursor::new(&bytes, 0)).unwrap_err().offset, 10);
+        let mut bytes = header(2, 1, 2);
+        node(&mut bytes, 32, u64::MAX - 2047, &[u64::MAX - 1, u64::MAX]);
+        let set = decode(&mut Cursor::new(&bytes, 0)).unwrap();
+        assert_eq!(set.ranges().collect::<Vec<_>>(), [(u64::MAX - 1, u64::MAX)]);
+    }
+
+    #[test]
+    fn the_whole_of_u64() {
+        let mut set = SeqSet::new();
+        set.insert_range(5, u64::MAX);
+        set.insert_range(0, 7);
+        assert_eq!(set.ranges().collect::<Vec<_>>(), [(0, u64::MAX)]);
+        assert_eq!(set.len(), u64::MAX);
+        assert_eq!(set.count_range(1, u64::MAX), u64::MAX);
+        assert!(!set.insert(u64::MAX));
+        assert!(set.remove(u64::MAX));
+        assert_eq!((set.len(), set.max()), (u64::MAX, Some(u64::MAX - 1)));
+        assert!(set.remove(1 << 40));
+        assert_eq!(
+            set.ranges().collect::<Vec<_>>(),
+            [(0, (1 << 40) - 1), ((1 << 40) + 1, u64::MAX - 1)]
+        );
+        assert!(set.insert(1 << 40));
+        set.insert(u64::MAX);
+        assert_eq!(set.chunks.len(), 1);
+        set.remove_below(u64::MAX);
+        assert_eq!(set.iter().collect::<Vec<_>>(), [u64::MAX]);
+        set.remove_range(0, u64::MAX);
+        assert!(set.is_empty());
+    }
+
+    #[test]
+    fn memory_follows_the_pattern() {
+        // A billion in 1000 runs.
+        let mut set = SeqSet::new();
+        for i in 0..1000 {
+            set.insert_range(i * 1_100_000 + 17, i * 1_100_000 + 1_000_016);
+        }
+        assert_eq!(set.len(), 1_000_000_000);
+        assert!(set.heap_bytes() < 200_000, "{}", set.heap_bytes());
+        // Scattered, at several densities, inserted one by one.
+        for step in [2u64, 3, 10, 16, 40, 300] {
+            let mut x = 1u64;
+            let mut set = SeqSet::new();
+            for i in 0..500_000u64 {
+                x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                set.insert(i * step + (x >> 33) % step);
+            }
+            set.compact();
+            let each = set.heap_bytes() as f64 / set.len() as f64;
+            assert!(each <= 2.25, "{each} bytes each at one in {step}");
+        }
     }
 }

@@ -1,121 +1,138 @@
-//! `sources.db` (2.15+, beside `meta.inf`): how far a stream has copied each of its sources. No checksum,
-//! never encrypted.
+//! `sources.db`: how far a stream has read its sources (2.15 and later). Lies in the stream's
+//! directory, not in `msgs/`.
 //!
-//! | field | encoding |
+//! | encoding | field |
 //! |---|---|
-//! | version `1` | u8 |
-//! | number of entries | u64 |
-//! | stamp: the last sequence + 1 when it was written | u64 |
-//! | each: length uvarint, name of the source; origin's sequence uvarint; length uvarint, identity of the origin | |
+//! | u8 | version 1 |
+//! | u64 | number of entries |
+//! | u64 | stamp: the last sequence + 1 at the time of writing |
+//! | per entry | uvarint length, index name, uvarint sequence, uvarint length, identity |
 //!
-//! The name is `<stream> <filter or ">"> <transform or ">">`; the identity has 8 characters or none.
-//! Servers before 2.15 ignore the file.
+//! The index name is `<stream> <filter or ">"> <transform destination or ">">`, with
+//! `<stream>:<hash of the API prefix>` for a stream elsewhere; the identity (8 characters, or
+//! empty) tells apart origins that were made anew under the same name. Entries hold for sequences
+//! below the stamp; otherwise the server goes by the `Nats-Stream-Source` headers of its messages.
+//! The file outlives a purge and is then all that is left of the position. No checksum, never
+//! encrypted, no order. Older servers ignore it. Bytes behind the entries are ignored.
 
-use super::bytes::{Cursor, Fault, FaultKind, put_uvarint};
-use serde::Serialize;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 
-const MAX_TEXT: u64 = 1 << 20;
+use super::bytes::{Cursor, Fault, put_uvarint};
+use super::index_db::text_field;
+use super::thw_db::{header, put_header};
 
-/// How far one source was copied.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct SourceEntry {
-    /// Name of the source.
-    pub name: String,
-    /// Last sequence of the origin that was taken.
-    pub seq: u64,
-    /// Identity of the origin stream.
-    pub ident: String,
-}
+const NAME: &str = "sources.db";
 
-/// The positions of all sources.
+/// A decoded `sources.db`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct SourcesDb {
-    /// Sequences below are covered.
+    /// Entries hold for sequences below.
     pub stamp: u64,
-    /// The entries.
+    /// In the file's order.
     pub entries: Vec<SourceEntry>,
 }
 
-fn text(c: &mut Cursor<'_>, what: &'static str) -> Result<String, Fault> {
-    let len = c.uvarint()?;
-    let bytes = c.take_bounded(what, len, MAX_TEXT)?;
-    Ok(String::from_utf8_lossy(bytes).into_owned())
+/// A source and how far it has been read.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SourceEntry {
+    /// Index name; any bytes.
+    pub name: Vec<u8>,
+    /// Last sequence taken from the origin.
+    pub seq: u64,
+    /// Identity of the origin, or empty; any bytes.
+    pub ident: Vec<u8>,
 }
 
-/// Decodes a file.
+impl Serialize for SourceEntry {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut s = serializer.serialize_struct("SourceEntry", 3)?;
+        text_field::<S>(&mut s, "name", "name_base64", &self.name)?;
+        s.serialize_field("seq", &self.seq)?;
+        text_field::<S>(&mut s, "ident", "ident_base64", &self.ident)?;
+        s.end()
+    }
+}
+
+/// Decodes a `sources.db`, returns it and the length consumed.
 pub fn decode(buf: &[u8], base: u64) -> Result<(SourcesDb, usize), Fault> {
     let mut c = Cursor::new(buf, base);
-    let version = c.u8()?;
-    if version != 1 {
-        return Err(Fault::new(
-            base,
-            FaultKind::Version {
-                format: "sources.db",
-                found: u64::from(version),
-            },
-        ));
-    }
-    let at = c.clone();
-    let (n, stamp) = (c.u64()?, c.u64()?);
-    let ceiling = (c.remaining() / 3) as u64;
-    if n > ceiling {
-        return Err(at.fault(FaultKind::TooLarge {
-            what: "number of entries",
-            value: n,
-            ceiling,
-        }));
-    }
+    let (count, stamp) = header(&mut c, NAME, 3)?;
     let mut entries = Vec::new();
-    for _ in 0..n {
-        let name = text(&mut c, "name length")?;
+    for _ in 0..count {
+        let name = text(&mut c)?;
         let seq = c.uvarint()?;
         entries.push(SourceEntry {
             name,
             seq,
-            ident: text(&mut c, "identity length")?,
+            ident: text(&mut c)?,
         });
     }
     Ok((SourcesDb { stamp, entries }, c.consumed()))
 }
 
-/// Encodes a file.
+fn text(c: &mut Cursor<'_>) -> Result<Vec<u8>, Fault> {
+    let len = c.count("length of a source's name", 1)?;
+    Ok(c.take_bounded("length of a source's name", len, len)?
+        .to_vec())
+}
+
+/// Encodes a `sources.db`.
 pub fn encode(db: &SourcesDb) -> Vec<u8> {
-    let mut out = vec![1];
-    out.extend_from_slice(&(db.entries.len() as u64).to_le_bytes());
-    out.extend_from_slice(&db.stamp.to_le_bytes());
+    let mut out = put_header(db.entries.len(), db.stamp);
     for e in &db.entries {
         put_uvarint(&mut out, e.name.len() as u64);
-        out.extend_from_slice(e.name.as_bytes());
+        out.extend(&e.name);
         put_uvarint(&mut out, e.seq);
         put_uvarint(&mut out, e.ident.len() as u64);
-        out.extend_from_slice(e.ident.as_bytes());
+        out.extend(&e.ident);
     }
     out
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::index_db::vectors;
     use super::*;
 
     #[test]
-    fn bytes_of_a_server() {
-        // Written by 2.15.2 for a stream that sources ORDERS with filter o.2.
-        let mut file = vec![1, 1, 0, 0, 0, 0, 0, 0, 0, 0x0d, 0, 0, 0, 0, 0, 0, 0, 0x0c];
-        file.extend_from_slice(b"ORDERS o.2 >\x26\x08Tt63OhTB");
-        let (db, used) = decode(&file, 0).unwrap();
-        assert_eq!(used, file.len());
-        assert_eq!(db.stamp, 13);
-        assert_eq!(
-            db.entries,
-            [SourceEntry {
-                name: "ORDERS o.2 >".into(),
-                seq: 38,
-                ident: "Tt63OhTB".into()
-            }]
-        );
-        assert_eq!(encode(&db), file);
-        for n in 0..file.len() {
-            decode(&file[..n], 0).unwrap_err();
+    fn files_of_servers_hold_the_positions_of_the_messages() {
+        for file in vectors::of("sources.db").into_iter().flatten() {
+            let (db, consumed) = decode(&file.bytes, 0).unwrap();
+            assert_eq!(consumed, file.bytes.len());
+            assert_eq!(encode(&db), file.bytes);
+            let text = |t: &[u8]| String::from_utf8(t.to_vec()).unwrap();
+            let mut entries: Vec<_> = db
+                .entries
+                .iter()
+                .map(|e| (text(&e.name), e.seq, text(&e.ident)))
+                .collect();
+            entries.sort_unstable();
+            assert_eq!(json!(entries), file.truth["entries"], "{}", file.name);
+            assert_eq!(json!(db.stamp - 1), file.state["last_seq"], "{}", file.name);
         }
+    }
+
+    #[test]
+    fn damage_is_a_fault() {
+        // As a 2.15 server wrote it.
+        let bytes = b"\x01\x01\0\0\0\0\0\0\0\x0d\0\0\0\0\0\0\0\x0cORDERS o.2 >\x26\x08Tt63OhTB";
+        let (db, consumed) = decode(bytes, 0).unwrap();
+        assert_eq!(consumed, bytes.len());
+        assert_eq!(
+            json!(db),
+            json!({"stamp": 13, "entries": [{"name": "ORDERS o.2 >", "seq": 38, "ident": "Tt63OhTB"}]})
+        );
+        for len in 0..bytes.len() {
+            assert!(decode(&bytes[..len], 0).is_err(), "{len}");
+        }
+        let mut bad = bytes.to_vec();
+        bad[8] = 1;
+        assert_eq!(decode(&bad, 0).unwrap_err().offset, 1);
+        let mut bad = bytes.to_vec();
+        bad[31] = 9;
+        assert_eq!(decode(&bad, 0).unwrap_err().offset, 31);
     }
 }

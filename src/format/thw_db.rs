@@ -1,61 +1,48 @@
-//! `msgs/thw.db` (2.11+): when messages with a TTL expire. No checksum, never encrypted.
+//! `thw.db`: when messages with a TTL expire (2.11 and later, streams that allow message TTLs).
 //!
-//! | field | encoding |
+//! | encoding | field |
 //! |---|---|
-//! | version `1` | u8 |
-//! | number of entries | u64 |
-//! | stamp: the last sequence + 1 when it was written (2.11.0 and 2.11.1: the last sequence) | u64 |
-//! | each: time of expiry, ns, varint; sequence uvarint | |
+//! | u8 | version 1 |
+//! | u64 | number of entries |
+//! | u64 | stamp: the last sequence + 1 at the time of writing (2.11.0 and 2.11.1: the last sequence) |
+//! | per entry | varint expiry (nanoseconds), uvarint sequence |
 //!
-//! Entries hold for sequences below the stamp; the server scans the rest for `Nats-TTL` headers.
+//! Entries hold for sequences below the stamp; the server reads later messages' `Nats-TTL` headers
+//! itself, and all of them if the file is missing or malformed. No checksum, never encrypted, no
+//! order. Bytes behind the entries are ignored.
 
-use super::bytes::{Cursor, Fault, FaultKind, put_uvarint, put_varint};
 use serde::Serialize;
 
+use super::bytes::{Cursor, Fault, FaultKind, put_uvarint, put_varint};
+
+const VERSION: u8 = 1;
+const NAME: &str = "thw.db";
+
+/// A decoded `thw.db`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct ThwDb {
+    /// Entries hold for sequences below.
+    pub stamp: u64,
+    /// In the file's order.
+    pub entries: Vec<ThwEntry>,
+}
+
 /// A message that expires.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Expiry {
-    /// When, ns since the epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct ThwEntry {
+    /// When, in nanoseconds.
     pub expires: i64,
-    /// Which.
+    /// Its sequence.
     pub seq: u64,
 }
 
-/// The timer wheel.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct ThwDb {
-    /// Sequences below are covered.
-    pub stamp: u64,
-    /// The entries.
-    pub entries: Vec<Expiry>,
-}
-
-/// Decodes a file.
+/// Decodes a `thw.db`, returns it and the length consumed.
 pub fn decode(buf: &[u8], base: u64) -> Result<(ThwDb, usize), Fault> {
     let mut c = Cursor::new(buf, base);
-    let version = c.u8()?;
-    if version != 1 {
-        return Err(Fault::new(
-            base,
-            FaultKind::Version {
-                format: "thw.db",
-                found: u64::from(version),
-            },
-        ));
-    }
-    let at = c.clone();
-    let (n, stamp) = (c.u64()?, c.u64()?);
-    let ceiling = (c.remaining() / 2) as u64;
-    if n > ceiling {
-        return Err(at.fault(FaultKind::TooLarge {
-            what: "number of entries",
-            value: n,
-            ceiling,
-        }));
-    }
+    let (count, stamp) = header(&mut c, NAME, 2)?;
     let mut entries = Vec::new();
-    for _ in 0..n {
-        entries.push(Expiry {
+    for _ in 0..count {
+        entries.push(ThwEntry {
             expires: c.varint()?,
             seq: c.uvarint()?,
         });
@@ -63,11 +50,9 @@ pub fn decode(buf: &[u8], base: u64) -> Result<(ThwDb, usize), Fault> {
     Ok((ThwDb { stamp, entries }, c.consumed()))
 }
 
-/// Encodes a file.
+/// Encodes a `thw.db`.
 pub fn encode(db: &ThwDb) -> Vec<u8> {
-    let mut out = vec![1];
-    out.extend_from_slice(&(db.entries.len() as u64).to_le_bytes());
-    out.extend_from_slice(&db.stamp.to_le_bytes());
+    let mut out = put_header(db.entries.len(), db.stamp);
     for e in &db.entries {
         put_varint(&mut out, e.expires);
         put_uvarint(&mut out, e.seq);
@@ -75,35 +60,92 @@ pub fn encode(db: &ThwDb) -> Vec<u8> {
     out
 }
 
+/// The header that `thw.db`, `sched.db` and `sources.db` share: number of entries of at least
+/// `min_size` bytes, and stamp.
+pub(super) fn header(
+    c: &mut Cursor<'_>,
+    format: &'static str,
+    min_size: u64,
+) -> Result<(u64, u64), Fault> {
+    let start = c.clone();
+    let found = c.u8()?;
+    if found != VERSION {
+        return Err(start.fault(FaultKind::Version {
+            format,
+            found: found.into(),
+        }));
+    }
+    let at = c.clone();
+    let (count, stamp) = (c.u64()?, c.u64()?);
+    let ceiling = c.remaining() as u64 / min_size;
+    if count > ceiling {
+        return Err(at.fault(FaultKind::TooLarge {
+            what: "number of entries",
+            value: count,
+            ceiling,
+        }));
+    }
+    Ok((count, stamp))
+}
+
+pub(super) fn put_header(count: usize, stamp: u64) -> Vec<u8> {
+    let mut out = vec![VERSION];
+    out.extend((count as u64).to_le_bytes());
+    out.extend(stamp.to_le_bytes());
+    out
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
+    use super::super::index_db::vectors;
     use super::*;
 
     #[test]
-    fn round_trip_and_cuts() {
-        let db = ThwDb {
-            stamp: 9,
-            entries: vec![
-                Expiry {
-                    expires: 1_700_000_000_000_000_000,
-                    seq: 3,
-                },
-                Expiry {
-                    expires: -1,
-                    seq: 300,
-                },
-            ],
-        };
-        let file = encode(&db);
-        assert_eq!(decode(&file, 0).unwrap(), (db, file.len()));
-        for n in 0..file.len() {
-            decode(&file[..n], 0).unwrap_err();
+    fn files_of_servers_hold_the_expiries_of_the_messages() {
+        for file in vectors::of("thw.db").into_iter().flatten() {
+            let (db, consumed) = decode(&file.bytes, 0).unwrap();
+            assert_eq!(consumed, file.bytes.len());
+            assert_eq!(encode(&db), file.bytes);
+            let mut entries: Vec<_> = db.entries.iter().map(|e| (e.expires, e.seq)).collect();
+            entries.sort_unstable();
+            assert_eq!(json!(entries), file.truth["entries"], "{}", file.name);
+            assert_eq!(json!(db.stamp - 1), file.state["last_seq"], "{}", file.name);
         }
-        let mut lying = file;
-        lying[7] = 0xff;
-        assert!(matches!(
-            decode(&lying, 0).unwrap_err().kind,
-            FaultKind::TooLarge { .. }
-        ));
+    }
+
+    #[test]
+    fn counts_are_bounded_and_the_rest_is_left() {
+        let mut bytes = encode(&ThwDb {
+            stamp: 9,
+            entries: vec![ThwEntry {
+                expires: -5,
+                seq: 3,
+            }],
+        });
+        let len = bytes.len();
+        bytes.push(0xff);
+        let (db, consumed) = decode(&bytes, 0).unwrap();
+        assert_eq!(
+            (db.entries[0], consumed),
+            (
+                ThwEntry {
+                    expires: -5,
+                    seq: 3
+                },
+                len
+            )
+        );
+        bytes[1] = 2;
+        let kind = FaultKind::TooLarge {
+            what: "number of entries",
+            value: 2,
+            ceiling: 1,
+        };
+        assert_eq!(decode(&bytes, 10).unwrap_err(), Fault::new(11, kind));
+        bytes[0] = 2;
+        assert_eq!(decode(&bytes, 10).unwrap_err().offset, 10);
+        assert!(decode(&bytes[..16], 0).is_err());
     }
 }
