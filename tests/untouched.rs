@@ -38,24 +38,6 @@ fn read_everything(fx: &Fixture, store: &Path) {
         .run()
         .status(0);
     drop(ran);
-    fx.jetsam()
-        .arg("backup")
-        .arg(store)
-        .arg(out.path().join("backup"))
-        .run()
-        .status(0);
-    fx.jetsam()
-        .arg("salvage")
-        .arg(store)
-        .arg(out.path().join("salvage"))
-        .run()
-        .status(0);
-    fx.jetsam()
-        .args(["config", "backup"])
-        .arg(store)
-        .arg(out.path().join("config"))
-        .run()
-        .status(0);
     let (_, _, dir) = &stream_dirs(store)[0];
     for file in fs::read_dir(dir.join("msgs")).unwrap() {
         run(&["inspect", "--json"], &file.unwrap().path());
