@@ -3,7 +3,7 @@
 
 mod frames;
 mod gzip;
-mod shim;
+mod headers;
 mod tar_tree;
 mod v2;
 
@@ -13,7 +13,7 @@ pub use v2::{V2, V2Consumer, V2End, V2Message, V2State};
 use crate::finding::{Code, Finding};
 use frames::{Frames, pread};
 use gzip::Gzip;
-use shim::{archive_v2, tar};
+use headers::{archive_v2, tar};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -178,7 +178,10 @@ fn open_frames(file: File, len: u64) -> Result<Opened, ArchiveError> {
     let mut doubts = !frames.findings.is_empty();
     // The file ends within its first frame, and that is all that is wrong.
     let cut = doubts
-        && frames.findings.iter().all(|f| f.code == Code::ArchiveTruncated)
+        && frames
+            .findings
+            .iter()
+            .all(|f| f.code == Code::ArchiveTruncated)
         && frames.frame_at(0)?.is_none_or(|(_, end)| end >= len);
     let mut head = [0; HEAD];
     let n = frames.read(0, &mut head, &mut |_, _| doubts = true)?;
