@@ -1,6 +1,232 @@
-//! Arguments, tables, progress and exit codes.
+//! The command line: arguments in, exit status out.
+
+mod args;
+mod progress;
+
+use crate::format::crypt::{KeyRing, ServerKey};
+use crate::pipeline::Threads;
+use crate::source::OpenOptions;
+use crate::source::select::Selector;
+use crate::verbs::{self, Context, Exit, Failure, render::Style};
+use args::{Cli, Global, Verb, When};
+use clap::{CommandFactory as _, Parser as _};
+use std::ffi::OsStr;
+use std::io::{self, BufWriter, IsTerminal as _, Read as _, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+const KEY_ENV: &str = "JETSAM_KEY";
+const PREV_KEY_ENV: &str = "JETSAM_PREV_KEY";
+/// No server key is longer.
+const KEY_CEILING: u64 = 64 << 10;
 
 /// Runs the command line.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::from(2)
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => {
+            // Help and version are results, everything else is a usage error.
+            let code = if e.use_stderr() {
+                Exit::Failed
+            } else {
+                Exit::Clean
+            };
+            let _ = e.print();
+            return ExitCode::from(code as u8);
+        }
+    };
+    let mut out = BufWriter::with_capacity(256 << 10, io::stdout());
+    let result = run(cli, &mut out);
+    let result = match (result, out.flush()) {
+        (Ok(_), Err(e)) => Err(Failure::Output(e).into()),
+        (result, _) => result,
+    };
+    let code = match result {
+        Ok(exit) => exit,
+        // `| head`: the reader has what it wanted.
+        Err(Stop::Failure(Failure::Output(e))) if e.kind() == io::ErrorKind::BrokenPipe => {
+            Exit::Clean
+        }
+        Err(stop) => {
+            let _ = writeln!(io::stderr(), "jetsam: {stop}");
+            stop.exit()
+        }
+    };
+    ExitCode::from(code as u8)
+}
+
+/// Why the command ended early.
+#[derive(Debug, thiserror::Error)]
+enum Stop {
+    #[error(transparent)]
+    Failure(#[from] Failure),
+    #[error("{0}")]
+    Key(String),
+}
+
+impl Stop {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Failure(f) => f.exit(),
+            Self::Key(_) => Exit::Key,
+        }
+    }
+}
+
+fn read_key(path: &Path) -> Result<ServerKey, Stop> {
+    let failed = |why: String| Stop::Key(format!("key file {}: {why}", path.display()));
+    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let mut key = Vec::new();
+    file.take(KEY_CEILING + 1)
+        .read_to_end(&mut key)
+        .map_err(|e| failed(e.to_string()))?;
+    if key.len() as u64 > KEY_CEILING {
+        return Err(failed(format!("over {KEY_CEILING} bytes: not a key")));
+    }
+    if key.last() == Some(&b'\n') {
+        key.pop();
+        if key.last() == Some(&b'\r') {
+            key.pop();
+        }
+    }
+    if key.is_empty() {
+        return Err(failed("empty".into()));
+    }
+    Ok(ServerKey::new(key))
+}
+
+fn key(file: Option<&Path>, env: Option<&str>, default: &str) -> Result<Option<ServerKey>, Stop> {
+    use std::os::unix::ffi::OsStringExt as _;
+    if let Some(file) = file {
+        return read_key(file).map(Some);
+    }
+    let value =
+        std::env::var_os(env.unwrap_or(default)).filter(|v| v.as_os_str() != OsStr::new(""));
+    match (value, env) {
+        (Some(v), _) => Ok(Some(ServerKey::new(v.into_vec()))),
+        (None, Some(name)) => Err(Stop::Key(format!(
+            "the environment variable {name} is not set"
+        ))),
+        (None, None) => Ok(None),
+    }
+}
+
+fn style(global: &Global) -> Style {
+    let color = match global.color {
+        When::Always => true,
+        When::Never => false,
+        When::Auto => {
+            io::stdout().is_terminal()
+                && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+                && std::env::var_os("TERM").is_none_or(|t| t != "dumb")
+        }
+    };
+    Style { color, width: 0 }
+}
+
+fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
+    let g = cli.global;
+    match &cli.verb {
+        Verb::Completions { shell } => {
+            // The generator panics on a write error, so it gets memory to write to.
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "jetsam", &mut text);
+            out.write_all(&text).map_err(Failure::Output)?;
+            return Ok(Exit::Clean);
+        }
+        Verb::Man { verb } => {
+            man(verb.as_deref(), out)?;
+            return Ok(Exit::Clean);
+        }
+        _ => {}
+    }
+    let keys = KeyRing {
+        current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
+        previous: key(
+            g.prev_key_file.as_deref(),
+            g.prev_key_env.as_deref(),
+            PREV_KEY_ENV,
+        )?,
+    };
+    let threads = Threads::new(g.threads).map_err(|e| Failure::Usage(format!("threads: {e}")))?;
+    let monitor = progress::Stderr::new(g.no_progress, g.quiet);
+    let style = style(&g);
+    let mut ctx = Context {
+        threads,
+        keys,
+        selector: Selector {
+            accounts: g.accounts,
+            streams: g.streams,
+            consumers: g.consumers,
+        },
+        open: OpenOptions {
+            mmap: g.mmap,
+            ..OpenOptions::default()
+        },
+        live: g.live,
+        json: g.json,
+        style,
+        out,
+        monitor: &monitor,
+    };
+    let ctx = &mut ctx;
+    let exit = match cli.verb {
+        Verb::Ls {
+            source,
+            consumers,
+            raft,
+        } => verbs::ls::run(ctx, &source, &verbs::ls::Options { consumers, raft }),
+        Verb::Info {
+            source,
+            deleted,
+            subjects,
+        } => verbs::info::run(ctx, &source, &verbs::info::Options { deleted, subjects }),
+        Verb::View(v) => {
+            let output = match (v.raw, v.out_dir) {
+                (true, _) => verbs::view::Output::Raw,
+                (false, Some(dir)) => verbs::view::Output::Dir(dir),
+                (false, None) => verbs::view::Output::Human,
+            };
+            let options = verbs::view::Options {
+                subjects: v.subjects,
+                seq: v.seq,
+                since: v.since,
+                until: v.until,
+                headers: v.headers,
+                last_per_subject: v.last_per_subject,
+                limit: v.limit,
+                reverse: v.reverse,
+                deleted: v.deleted,
+                output,
+            };
+            verbs::view::run(ctx, &v.source, &options)
+        }
+        Verb::Inspect {
+            files,
+            hexdump,
+            block,
+        } => verbs::inspect::run(ctx, &files, &verbs::inspect::Options { hexdump, block }),
+        Verb::Check { sources } => verbs::check::run(ctx, &sources),
+        Verb::Diff { a, b } => verbs::diff::run(ctx, &a, &b, &verbs::diff::Options {}),
+        Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
+    }?;
+    Ok(exit)
+}
+
+fn man(verb: Option<&str>, out: &mut dyn Write) -> Result<(), Stop> {
+    let mut command = Cli::command();
+    command.build();
+    let page = match verb {
+        None => command,
+        Some(name) => command
+            .find_subcommand(name)
+            .cloned()
+            .ok_or_else(|| Failure::Usage(format!("no such verb: {name}")))?,
+    };
+    let mut text = Vec::new();
+    clap_mangen::Man::new(page)
+        .render(&mut text)
+        .map_err(Failure::Output)?;
+    out.write_all(&text).map_err(Failure::Output)?;
+    Ok(())
 }

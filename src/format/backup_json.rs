@@ -1,7 +1,117 @@
-//! stub
-#![allow(missing_docs)]
-pub const MAX_LEN: u64 = 1 << 20;
-#[derive(Debug, Clone)]
-pub struct BackupJson;
-impl BackupJson { pub fn name(&self) -> Option<&str> { None } }
-pub fn decode(_: &[u8]) -> Result<BackupJson, super::Fault> { Ok(BackupJson) }
+//! `backup.json`: what the `nats` CLI leaves beside an archive: `{"config": StreamConfig, "state": StreamState}`.
+//!
+//! Indented by two spaces, no newline at the end. `config` and `state` are those of the snapshot reply, so
+//! `config` has the API's defaults and `state` describes the stream when the backup *began*. The file is
+//! empty until the backup has succeeded.
+
+use super::bytes::{Fault, FaultKind};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Ceiling for the file: a state may list deletes and subjects.
+pub const MAX_LEN: u64 = 256 << 20;
+
+/// A stream's state in the API's terms. Unknown fields are ignored, missing ones are zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct StreamState {
+    /// Live messages.
+    pub messages: u64,
+    /// Bytes of their records.
+    pub bytes: u64,
+    /// First sequence.
+    pub first_seq: u64,
+    /// Its time, RFC 3339.
+    pub first_ts: String,
+    /// Last sequence.
+    pub last_seq: u64,
+    /// Its time, RFC 3339.
+    pub last_ts: String,
+    /// Distinct subjects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_subjects: Option<u64>,
+    /// Sequences without message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_deleted: Option<u64>,
+    /// Consumers.
+    pub consumer_count: i64,
+}
+
+/// `backup.json`, decoded.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct BackupJson {
+    /// The stream's configuration, with the API's defaults.
+    pub config: Map<String, Value>,
+    /// Its state when the backup began.
+    pub state: StreamState,
+}
+
+impl BackupJson {
+    /// The stream's name.
+    pub fn name(&self) -> Option<&str> {
+        self.config
+            .get("name")
+            .and_then(Value::as_str)
+            .filter(|n| !n.is_empty())
+    }
+}
+
+/// Where serde_json met a fault, as an offset.
+fn offset_of(text: &[u8], e: &serde_json::Error) -> u64 {
+    let line = e.line().saturating_sub(1);
+    let start: usize = text
+        .split_inclusive(|b| *b == b'\n')
+        .take(line)
+        .map(<[u8]>::len)
+        .sum();
+    start.saturating_add(e.column()).saturating_sub(1) as u64
+}
+
+/// Decodes the file.
+pub fn decode(text: &[u8]) -> Result<BackupJson, Fault> {
+    if text.iter().all(u8::is_ascii_whitespace) {
+        return Err(Fault::new(0, FaultKind::Invalid("backup.json (empty)")));
+    }
+    #[derive(Deserialize)]
+    struct File {
+        config: Map<String, Value>,
+        #[serde(default)]
+        state: StreamState,
+    }
+    match serde_json::from_slice::<File>(text) {
+        Ok(File { config, state }) => Ok(BackupJson { config, state }),
+        Err(e) if e.is_data() => Err(Fault::new(
+            offset_of(text, &e),
+            FaultKind::Invalid("backup.json (not a configuration and a state)"),
+        )),
+        Err(e) => Err(Fault::new(
+            offset_of(text, &e),
+            FaultKind::Invalid("backup.json (not JSON)"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_cli_writes() {
+        let text = br#"{
+  "config": { "name": "ORDERS", "retention": "limits" },
+  "state": { "messages": 3, "bytes": 120, "first_seq": 1, "first_ts": "2026-11-21T00:00:00Z", "last_seq": 3,
+             "last_ts": "2026-11-21T00:00:01Z", "consumer_count": 2, "lost": null }
+}"#;
+        let b = decode(text).unwrap();
+        assert_eq!(b.name(), Some("ORDERS"));
+        assert_eq!(
+            (b.state.messages, b.state.last_seq, b.state.consumer_count),
+            (3, 3, 2)
+        );
+        assert_eq!(decode(br#"{"config":{},"state":{}}"#).unwrap().name(), None);
+        decode(b"").unwrap_err();
+        decode(b"[]").unwrap_err();
+        let fault = decode(b"{\n \"config\": {},\n x").unwrap_err();
+        assert_eq!(fault.offset, 18);
+    }
+}

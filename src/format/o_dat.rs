@@ -34,7 +34,8 @@ use serde_json::{Map, Value, json};
 
 use super::bytes::{Cursor, Fault, FaultKind, put_uvarint, put_varint};
 
-const MAGIC: u8 = 22;
+/// First byte.
+pub const MAGIC: u8 = 22;
 const SECOND: i64 = 1_000_000_000;
 const BIT63: u64 = 1 << 63;
 

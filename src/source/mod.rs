@@ -2,6 +2,7 @@
 
 pub mod archive;
 pub mod dir;
+pub mod in_use;
 pub mod select;
 pub mod tree;
 
@@ -140,7 +141,11 @@ fn name_text(name: &OsStr) -> String {
 }
 
 fn join(base: &Path, name: impl AsRef<Path>) -> PathBuf {
-    if base.as_os_str().is_empty() { name.as_ref().to_owned() } else { base.join(name) }
+    if base.as_os_str().is_empty() {
+        name.as_ref().to_owned()
+    } else {
+        base.join(name)
+    }
 }
 
 /// `N.blk`, `N.idx` … : the number, if the name is one that a server gives.
@@ -177,7 +182,9 @@ fn is_group(children: &[Child]) -> bool {
 }
 
 fn has_blocks(children: &[Child]) -> bool {
-    children.iter().any(|c| c.kind == ChildKind::File && numbered(&c.name, "blk").is_some())
+    children
+        .iter()
+        .any(|c| c.kind == ChildKind::File && numbered(&c.name, "blk").is_some())
 }
 
 impl Finder<'_> {
@@ -194,9 +201,9 @@ impl Finder<'_> {
                         ChildKind::Other => self.findings.push(
                             Finding::new(Code::NotAFile, "neither file nor directory").file(at),
                         ),
-                        _ if c.name.to_str().is_none() => self.findings.push(
-                            Finding::new(Code::OddName, "a name that is not UTF-8").file(at),
-                        ),
+                        _ if c.name.to_str().is_none() => self
+                            .findings
+                            .push(Finding::new(Code::OddName, "a name that is not UTF-8").file(at)),
                         _ => {}
                     }
                 }
@@ -204,7 +211,8 @@ impl Finder<'_> {
             }
             Err(e) => {
                 self.findings.push(
-                    Finding::new(Code::Unreadable, format!("cannot be listed: {e}")).file(text(dir)),
+                    Finding::new(Code::Unreadable, format!("cannot be listed: {e}"))
+                        .file(text(dir)),
                 );
                 Vec::new()
             }
@@ -212,11 +220,15 @@ impl Finder<'_> {
     }
 
     fn dirs(children: &[Child]) -> impl Iterator<Item = &OsString> {
-        children.iter().filter(|c| c.kind == ChildKind::Dir).map(|c| &c.name)
+        children
+            .iter()
+            .filter(|c| c.kind == ChildKind::Dir)
+            .map(|c| &c.name)
     }
 
     fn leftover(&mut self, path: &Path, detail: &str) {
-        self.findings.push(Finding::new(Code::Leftover, detail).file(text(path)));
+        self.findings
+            .push(Finding::new(Code::Leftover, detail).file(text(path)));
     }
 
     fn store(&mut self, dir: &Path) {
@@ -240,9 +252,8 @@ impl Finder<'_> {
     fn account(&mut self, dir: &Path, account: &str) {
         let children = self.list(dir);
         if children.is_empty() {
-            self.findings.push(
-                Finding::new(Code::OddName, "an empty account directory").file(text(dir)),
-            );
+            self.findings
+                .push(Finding::new(Code::OddName, "an empty account directory").file(text(dir)));
         }
         for c in &children {
             let at = join(dir, &c.name);
@@ -252,11 +263,17 @@ impl Finder<'_> {
                 (ChildKind::Dir, Some("templates")) => {
                     let n = self.list(&at).len();
                     if n > 0 {
-                        self.leftover(&at, &format!("{n} stream templates, which servers since 2.14 ignore"));
+                        self.leftover(
+                            &at,
+                            &format!("{n} stream templates, which servers since 2.14 ignore"),
+                        );
                     }
                 }
                 (ChildKind::Dir, Some("__snapshots__")) => {
-                    self.leftover(&at, "scratch space of a backup or restore that was interrupted");
+                    self.leftover(
+                        &at,
+                        "scratch space of a backup or restore that was interrupted",
+                    );
                 }
                 (ChildKind::Dir, _) => {
                     let inside = self.list(&at);
@@ -295,7 +312,11 @@ impl Finder<'_> {
             }
             self.push(account, &text, Role::Stream, &at);
             let batches = join(&at, "batches");
-            if self.tree.stat(&batches).is_ok_and(|c| c.kind == ChildKind::Dir) {
+            if self
+                .tree
+                .stat(&batches)
+                .is_ok_and(|c| c.kind == ChildKind::Dir)
+            {
                 let inside = self.list(&batches);
                 for b in Self::dirs(&inside) {
                     self.push(account, &name_text(b), Role::Batch, &join(&batches, b));
@@ -321,7 +342,11 @@ impl Finder<'_> {
             name: name.to_owned(),
             role,
             path: dir.to_owned(),
-            body: Body::Blocks { tree: self.tree.clone(), dir: dir.to_owned(), msgs: msgs.to_owned() },
+            body: Body::Blocks {
+                tree: self.tree.clone(),
+                dir: dir.to_owned(),
+                msgs: msgs.to_owned(),
+            },
             backup: None,
             findings: Vec::new(),
         };
@@ -335,8 +360,10 @@ impl Finder<'_> {
 /// Names of the directories above `path`, nearest first.
 fn ancestors(path: &Path) -> Vec<String> {
     let full = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let mut names: Vec<String> =
-        full.components().map(|c| name_text(c.as_os_str())).collect();
+    let mut names: Vec<String> = full
+        .components()
+        .map(|c| name_text(c.as_os_str()))
+        .collect();
     names.reverse();
     names
 }
@@ -345,20 +372,28 @@ fn ancestors(path: &Path) -> Vec<String> {
 /// `names[0]`.
 fn account_above(names: &[String]) -> Option<String> {
     match names {
-        [_, streams, account, ..] if streams == "streams" || streams == "_js_" => Some(account.clone()),
+        [_, streams, account, ..] if streams == "streams" || streams == "_js_" => {
+            Some(account.clone())
+        }
         _ => None,
     }
 }
 
 /// Opens whatever `path` is.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
-    let io_error = |source| OpenError::Io { path: path.to_owned(), source };
+    let io_error = |source| OpenError::Io {
+        path: path.to_owned(),
+        source,
+    };
     let meta = std::fs::metadata(path).map_err(io_error)?;
     if meta.is_file() {
         return open_file(path, options);
     }
     if !meta.is_dir() {
-        return Err(OpenError::Unknown { path: path.to_owned(), why: "neither a file nor a directory".into() });
+        return Err(OpenError::Unknown {
+            path: path.to_owned(),
+            why: "neither a file nor a directory".into(),
+        });
     }
     let tree: Arc<dyn Tree> = Arc::new(DirTree::new(path, options.mmap));
     let root = Path::new("");
@@ -371,11 +406,23 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         findings: Vec::new(),
     };
     let kind = finder.detect(path, &children)?;
-    let Finder { mut streams, mut groups, findings, .. } = finder;
+    let Finder {
+        mut streams,
+        mut groups,
+        findings,
+        ..
+    } = finder;
     let by_name = |s: &StreamSource| (s.account.clone(), s.name.clone());
     streams.sort_by_key(by_name);
     groups.sort_by_key(by_name);
-    Ok(Source { path: path.to_owned(), kind, streams, groups, findings, tree: Some(tree) })
+    Ok(Source {
+        path: path.to_owned(),
+        kind,
+        streams,
+        groups,
+        findings,
+        tree: Some(tree),
+    })
 }
 
 impl Finder<'_> {
@@ -432,17 +479,29 @@ impl Finder<'_> {
             self.account(root, &own);
             return Ok(SourceKind::Account);
         }
-        let inside = |finder: &Self, dir: &OsStr| finder.tree.children(Path::new(dir)).unwrap_or_default();
-        let dirs: Vec<(OsString, Vec<Child>)> =
-            Self::dirs(children).map(|d| (d.clone(), inside(self, d))).collect();
-        if dirs.iter().any(|(_, c)| has(c, "streams", ChildKind::Dir) || has(c, "_js_", ChildKind::Dir)) {
+        let inside =
+            |finder: &Self, dir: &OsStr| finder.tree.children(Path::new(dir)).unwrap_or_default();
+        let dirs: Vec<(OsString, Vec<Child>)> = Self::dirs(children)
+            .map(|d| (d.clone(), inside(self, d)))
+            .collect();
+        if dirs
+            .iter()
+            .any(|(_, c)| has(c, "streams", ChildKind::Dir) || has(c, "_js_", ChildKind::Dir))
+        {
             self.store(root);
             return Ok(SourceKind::Store);
         }
         if dirs.iter().any(|(_, c)| is_stream(c)) {
-            let account = names.get(1).filter(|_| own == "streams" || own == "_js_").cloned();
+            let account = names
+                .get(1)
+                .filter(|_| own == "streams" || own == "_js_")
+                .cloned();
             let account = account.or(account_hint).unwrap_or_default();
-            if own == "_js_" { self.raft(root, &account) } else { self.streams(root, &account) }
+            if own == "_js_" {
+                self.raft(root, &account)
+            } else {
+                self.streams(root, &account)
+            }
             return Ok(SourceKind::Account);
         }
         if dirs.iter().any(|(_, c)| is_backup(c)) {
@@ -450,7 +509,14 @@ impl Finder<'_> {
             return Ok(SourceKind::AccountBackup);
         }
         let deeper = dirs.iter().any(|(d, c)| {
-            Self::dirs(c).any(|s| is_backup(&self.tree.children(&Path::new(d).join(s)).unwrap_or_default()))
+            Self::dirs(c).any(|s| {
+                is_backup(
+                    &self
+                        .tree
+                        .children(&Path::new(d).join(s))
+                        .unwrap_or_default(),
+                )
+            })
         });
         if deeper {
             for (d, _) in &dirs {
@@ -475,9 +541,12 @@ impl Finder<'_> {
                 self.backup(path, &at, &name_text(name), account);
             } else {
                 self.findings.push(
-                    Finding::new(Code::BackupJson, "no backup.json here: `nats account restore` stops at such a directory")
-                        .severity(Severity::Warning)
-                        .file(text(&at)),
+                    Finding::new(
+                        Code::BackupJson,
+                        "no backup.json here: `nats account restore` stops at such a directory",
+                    )
+                    .severity(Severity::Warning)
+                    .file(text(&at)),
                 );
             }
         }
@@ -488,7 +557,10 @@ impl Finder<'_> {
         let mut findings = Vec::new();
         let json_path = join(dir, "backup.json");
         let mut buf = Vec::new();
-        let backup = match self.tree.read_into(&json_path, &mut buf, backup_json::MAX_LEN) {
+        let backup = match self
+            .tree
+            .read_into(&json_path, &mut buf, backup_json::MAX_LEN)
+        {
             Ok(_) => match backup_json::decode(&buf) {
                 Ok(json) => Some(json),
                 Err(fault) => {
@@ -496,7 +568,11 @@ impl Finder<'_> {
                     findings.push(
                         Finding::new(
                             Code::BackupJson,
-                            if empty { "empty: the backup was interrupted".to_owned() } else { fault.kind.to_string() },
+                            if empty {
+                                "empty: the backup was interrupted".to_owned()
+                            } else {
+                                fault.kind.to_string()
+                            },
                         )
                         .file(text(&json_path))
                         .offset(fault.offset),
@@ -506,12 +582,17 @@ impl Finder<'_> {
             },
             Err(e) => {
                 findings.push(
-                    Finding::new(Code::BackupJson, format!("cannot be read: {e}")).file(text(&json_path)),
+                    Finding::new(Code::BackupJson, format!("cannot be read: {e}"))
+                        .file(text(&json_path)),
                 );
                 None
             }
         };
-        let account = if account.is_empty() { self.options.account.as_deref().unwrap_or("") } else { account };
+        let account = if account.is_empty() {
+            self.options.account.as_deref().unwrap_or("")
+        } else {
+            account
+        };
         let archive_path = join(dir, "stream.tar.s2");
         let name = backup
             .as_ref()
@@ -537,11 +618,24 @@ impl Finder<'_> {
 }
 
 /// The stream inside an opened archive.
-fn archive_stream(opened: archive::Opened, account: &str, name: &str, path: PathBuf) -> StreamSource {
+fn archive_stream(
+    opened: archive::Opened,
+    account: &str,
+    name: &str,
+    path: PathBuf,
+) -> StreamSource {
     let (body, inner, findings) = match opened {
         archive::Opened::Tar(tree) => {
             let (inner, findings) = (tree.stream_name(), tree.findings());
-            (Body::Blocks { tree, dir: PathBuf::new(), msgs: "msgs".into() }, inner, findings)
+            (
+                Body::Blocks {
+                    tree,
+                    dir: PathBuf::new(),
+                    msgs: "msgs".into(),
+                },
+                inner,
+                findings,
+            )
         }
         archive::Opened::V2(v2) => {
             let findings = v2.findings();
@@ -561,12 +655,18 @@ fn archive_stream(opened: archive::Opened, account: &str, name: &str, path: Path
 }
 
 fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
-    let unknown = |why: String| OpenError::Unknown { path: path.to_owned(), why };
+    let unknown = |why: String| OpenError::Unknown {
+        path: path.to_owned(),
+        why,
+    };
     let names = ancestors(path);
     let own = names.first().cloned().unwrap_or_default();
     let account_hint = options.account.clone().unwrap_or_default();
     if own == "backup.json" {
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let parent = path
+            .parent()
+            .filter(|p| !p.as_os_str().is_empty())
+            .unwrap_or(Path::new("."));
         return open(parent, options);
     }
     let mut source = Source {
@@ -579,16 +679,28 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
     };
     if numbered(OsStr::new(&own), "blk").is_some() {
         let above = names.get(1..).unwrap_or_default();
-        let tree = FileTree::new(path, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
+        let tree =
+            FileTree::new(path, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
         let in_msgs = above.first().is_some_and(|n| n == "msgs");
-        let account = if in_msgs { above.get(1..).and_then(account_above) } else { None };
-        let name = options.stream.clone().or_else(|| if in_msgs { above.get(1).cloned() } else { None });
+        let account = if in_msgs {
+            above.get(1..).and_then(account_above)
+        } else {
+            None
+        };
+        let name = options
+            .stream
+            .clone()
+            .or_else(|| if in_msgs { above.get(1).cloned() } else { None });
         source.streams.push(StreamSource {
             account: account.unwrap_or(account_hint),
             name: name.unwrap_or_default(),
             role: Role::Stream,
             path: PathBuf::new(),
-            body: Body::Blocks { tree: Arc::new(tree), dir: PathBuf::new(), msgs: PathBuf::new() },
+            body: Body::Blocks {
+                tree: Arc::new(tree),
+                dir: PathBuf::new(),
+                msgs: PathBuf::new(),
+            },
             backup: None,
             findings: Vec::new(),
         });
@@ -596,7 +708,10 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
     }
     match archive::open(path) {
         Ok(opened) => {
-            let stem = own.trim_end_matches(".s2").trim_end_matches(".tar").trim_end_matches(".tgz");
+            let stem = own
+                .trim_end_matches(".s2")
+                .trim_end_matches(".tar")
+                .trim_end_matches(".tgz");
             // A lone archive of the new kind says nothing about its stream's name.
             let name = match (&options.stream, stem) {
                 (Some(s), _) => s.clone(),
@@ -604,16 +719,23 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
                 (None, stem) => stem.to_owned(),
             };
             source.kind = SourceKind::Archive;
-            source.streams.push(archive_stream(opened, &account_hint, &name, PathBuf::new()));
+            source
+                .streams
+                .push(archive_stream(opened, &account_hint, &name, PathBuf::new()));
             Ok(source)
         }
-        Err(archive::ArchiveError::Io(source)) => Err(OpenError::Io { path: path.to_owned(), source }),
+        Err(archive::ArchiveError::Io(source)) => Err(OpenError::Io {
+            path: path.to_owned(),
+            source,
+        }),
         Err(archive::ArchiveError::NotAnArchive) => Err(unknown(
             "not a store or an archive (for a single file of a store try `jetsam inspect`)".into(),
         )),
         Err(e) => {
             source.kind = SourceKind::Archive;
-            source.findings.push(Finding::new(e.code(), e.to_string()).file(own));
+            source
+                .findings
+                .push(Finding::new(e.code(), e.to_string()).file(own));
             Ok(source)
         }
     }

@@ -1,1 +1,229 @@
-//! Stub.
+//! What the commands do. Each verb takes a [`Context`] and its own options, writes its result to
+//! [`Context::out`], and says by its [`Exit`] what was found. Nothing here knows the command line.
+
+pub mod check;
+pub mod diff;
+pub mod info;
+pub mod inspect;
+pub mod ls;
+pub mod render;
+pub mod view;
+
+use crate::finding::{Code, Finding, Severity};
+use crate::format::crypt::KeyRing;
+use crate::pipeline::Threads;
+use crate::source::select::Selector;
+use crate::source::{self, OpenError, OpenOptions, Source, StreamSource};
+use std::io::{self, Write};
+use std::path::Path;
+
+/// How a verb ended, for scripts. The numbers are part of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done; nothing wrong found.
+    Clean = 0,
+    /// Done, and damage, loss or a difference was found.
+    Found = 1,
+    /// Usage or I/O error.
+    Failed = 2,
+    /// The store is in use by a running server, or changed while it was read.
+    InUse = 3,
+    /// A key is missing or wrong.
+    Key = 4,
+    /// Interrupted.
+    Interrupted = 130,
+}
+
+/// Why a verb stopped before its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The source cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The source is in use.
+    #[error("{0}")]
+    InUse(String),
+    /// What was asked for does not make sense or is not there.
+    #[error("{0}")]
+    Usage(String),
+    /// The result could not be written.
+    #[error("writing the result: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl Failure {
+    /// The exit status.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::InUse(_) => Exit::InUse,
+            _ => Exit::Failed,
+        }
+    }
+}
+
+/// Where progress and messages go: standard error, in the binary.
+pub trait Monitor: Sync {
+    /// A long piece of work begins; `bytes` is how much there is to read, where that is known.
+    fn begin(&self, what: &str, bytes: u64);
+    /// `bytes` more are done.
+    fn advance(&self, bytes: u64);
+    /// The work begun last is over.
+    fn end(&self);
+    /// Something the user should know that is not part of the result.
+    fn warn(&self, message: &str);
+}
+
+/// A monitor that says nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Monitor for Silent {
+    fn begin(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64) {}
+    fn end(&self) {}
+    fn warn(&self, _: &str) {}
+}
+
+/// What every verb is given.
+pub struct Context<'a> {
+    /// How many threads may work.
+    pub threads: Threads,
+    /// Server keys.
+    pub keys: KeyRing,
+    /// `-a`, `-s`, `-c`.
+    pub selector: Selector,
+    /// How sources are opened.
+    pub open: OpenOptions,
+    /// Read a store that a running server has open.
+    pub live: bool,
+    /// Machine-readable output.
+    pub json: bool,
+    /// How human output looks.
+    pub style: render::Style,
+    /// Where the result goes.
+    pub out: &'a mut (dyn Write + Send),
+    /// Where progress and messages go.
+    pub monitor: &'a dyn Monitor,
+}
+
+/// A source in the hands of a verb: notices when something writes to it meanwhile.
+#[derive(Debug)]
+pub struct Opened {
+    /// The source.
+    pub source: Source,
+    fingerprint: Option<u64>,
+}
+
+impl Opened {
+    /// The selected streams.
+    pub fn streams<'s>(&'s self, selector: &'s Selector) -> impl Iterator<Item = &'s StreamSource> {
+        self.source
+            .streams
+            .iter()
+            .filter(|s| selector.stream(&s.account, &s.name))
+    }
+
+    /// The selected raft groups and unfinished batches.
+    pub fn groups<'s>(&'s self, selector: &'s Selector) -> impl Iterator<Item = &'s StreamSource> {
+        self.source
+            .groups
+            .iter()
+            .filter(|s| selector.stream(&s.account, &s.name))
+    }
+
+    /// True when the source was written to since it was opened.
+    pub fn changed(&self) -> bool {
+        self.source
+            .tree
+            .as_ref()
+            .and_then(|t| t.fingerprint(Path::new("")))
+            != self.fingerprint
+    }
+}
+
+impl Context<'_> {
+    /// Opens a source. One that a running server has open is refused, unless asked for.
+    pub fn open(&self, path: &Path) -> Result<Opened, Failure> {
+        if let Some(user) = source::in_use::find_user(path) {
+            let message = format!("{}: in use by {user}", path.display());
+            if !self.live {
+                return Err(Failure::InUse(format!(
+                    "{message}; stop it, read a snapshot of the disk, or use --live to read all the same"
+                )));
+            }
+            self.monitor.warn(&format!(
+                "{message}; reading all the same: what is shown may be torn"
+            ));
+        }
+        let mut options = self.open.clone();
+        options.account = options.account.or_else(|| self.selector.exact_account());
+        options.stream = options.stream.or_else(|| self.selector.exact_stream());
+        let source = source::open(path, &options)?;
+        let fingerprint = source
+            .tree
+            .as_ref()
+            .and_then(|t| t.fingerprint(Path::new("")));
+        Ok(Opened {
+            source,
+            fingerprint,
+        })
+    }
+
+    /// Ends a reading verb: a source that changed meanwhile overrules what was found.
+    pub fn close(&self, opened: &Opened, exit: Exit) -> Exit {
+        if !opened.changed() {
+            return exit;
+        }
+        self.monitor.warn(&format!(
+            "{}: changed while it was read: a server is running on it; the result may be wrong",
+            opened.source.path.display()
+        ));
+        if self.live { exit } else { Exit::InUse }
+    }
+
+    /// Fails where `-s`, `-a` select nothing although the source has streams.
+    pub fn require_match(&self, opened: &Opened) -> Result<(), Failure> {
+        let asked = !self.selector.streams.is_empty() || !self.selector.accounts.is_empty();
+        if asked
+            && opened.streams(&self.selector).next().is_none()
+            && opened.groups(&self.selector).next().is_none()
+        {
+            return Err(Failure::Usage(format!(
+                "{}: no stream matches the given -a/-s",
+                opened.source.path.display()
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The exit status that findings amount to.
+pub fn exit_for(findings: &[Finding]) -> Exit {
+    let is_key = |f: &&Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
+    if findings.iter().any(|f| is_key(&f)) {
+        return Exit::Key;
+    }
+    if findings.iter().any(|f| f.severity == Severity::Error) {
+        return Exit::Found;
+    }
+    Exit::Clean
+}
+
+/// Repeats errors among `findings` as messages: for verbs whose result has no place for them.
+pub fn warn_of(monitor: &dyn Monitor, findings: &[Finding]) {
+    const LISTED: usize = 20;
+    let errors: Vec<&Finding> = findings
+        .iter()
+        .filter(|f| f.severity >= Severity::Error)
+        .collect();
+    for f in errors.iter().take(LISTED) {
+        monitor.warn(&render::finding_line(f));
+    }
+    if errors.len() > LISTED {
+        monitor.warn(&format!(
+            "{} more problems; `jetsam check` lists all",
+            errors.len() - LISTED
+        ));
+    }
+}

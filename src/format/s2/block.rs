@@ -191,6 +191,65 @@ fn parse(word: u64) -> (Element, usize, u64) {
     }
 }
 
+/// What the tag of a copy says.
+#[derive(Clone, Copy)]
+struct CopyTag {
+    /// Of the four bytes after the tag, those that hold the low part of the offset.
+    mask: u32,
+    /// High part of the offset.
+    high: u16,
+    /// Length.
+    len: u8,
+    /// Size of the element.
+    size: u8,
+}
+
+/// Copies by tag: one look-up instead of a branch that can not be foreseen.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "constant evaluation can not panic at run time"
+)]
+static COPIES: [CopyTag; 256] = {
+    let mut all = [CopyTag {
+        mask: 0,
+        high: 0,
+        len: 0,
+        size: 0,
+    }; 256];
+    let mut tag = 0;
+    while tag < 256 {
+        let x = tag as u8;
+        all[tag] = match x & 3 {
+            1 => CopyTag {
+                mask: 0xff,
+                high: ((x & 0xe0) as u16) << 3,
+                len: ((x >> 2) & 7) + 4,
+                size: 2,
+            },
+            2 => CopyTag {
+                mask: 0xffff,
+                high: 0,
+                len: (x >> 2) + 1,
+                size: 3,
+            },
+            3 => CopyTag {
+                mask: 0xffff_ffff,
+                high: 0,
+                len: (x >> 2) + 1,
+                size: 5,
+            },
+            _ => CopyTag {
+                mask: 0,
+                high: 0,
+                len: 0,
+                size: 0,
+            },
+        };
+        tag += 1;
+    }
+    all
+};
+
 /// Bytes moved at once. A short copy may write up to this many bytes too far: the next element
 /// overwrites them, and near the end of the output the exact path is taken.
 const STEP: usize = 16;
@@ -233,58 +292,38 @@ fn decode_elements(src: &[u8], header: usize, dst: &mut [u8]) -> Result<(), Bloc
                 break;
             }
             let tag = window[0];
-            let len;
-            let size;
-            let from;
-            match tag & 3 {
-                0 => {
-                    let n = usize::from(tag >> 2) + 1;
-                    if n > STEP {
-                        break;
+            if tag & 3 == 0 {
+                let n = usize::from(tag >> 2) + 1;
+                if n > STEP {
+                    break;
+                }
+                let Some(to) = dst
+                    .get_mut(d..)
+                    .and_then(|rest| rest.first_chunk_mut::<STEP>())
+                else {
+                    break;
+                };
+                to.copy_from_slice(&window[1..]);
+                s += 1 + n;
+                d += n;
+                continue;
+            }
+            let Some(copy) = COPIES.get(usize::from(tag)) else {
+                break;
+            };
+            let fields = u32::from_le_bytes([window[1], window[2], window[3], window[4]]);
+            let mut from = (fields & copy.mask) as usize + usize::from(copy.high);
+            let mut len = usize::from(copy.len);
+            let mut size = usize::from(copy.size);
+            if from == 0 {
+                from = back;
+                match (tag & 3, tag >> 2) {
+                    (1, 0..=4) => {}
+                    (1, 5) => {
+                        size = 3;
+                        len = usize::from(window[2]) + 8;
                     }
-                    let Some(to) = dst
-                        .get_mut(d..)
-                        .and_then(|rest| rest.first_chunk_mut::<STEP>())
-                    else {
-                        break;
-                    };
-                    to.copy_from_slice(&window[1..]);
-                    s += 1 + n;
-                    d += n;
-                    continue;
-                }
-                1 => {
-                    let near = (usize::from(tag & 0xe0) << 3) | usize::from(window[1]);
-                    let field = usize::from((tag >> 2) & 7);
-                    if near != 0 {
-                        from = near;
-                        size = 2;
-                        len = field + 4;
-                    } else {
-                        from = back;
-                        match field {
-                            5 => {
-                                size = 3;
-                                len = usize::from(window[2]) + 8;
-                            }
-                            6 | 7 => break,
-                            _ => {
-                                size = 2;
-                                len = field + 4;
-                            }
-                        }
-                    }
-                }
-                2 => {
-                    from = usize::from(u16::from_le_bytes([window[1], window[2]]));
-                    size = 3;
-                    len = usize::from(tag >> 2) + 1;
-                }
-                _ => {
-                    from =
-                        u32::from_le_bytes([window[1], window[2], window[3], window[4]]) as usize;
-                    size = 5;
-                    len = usize::from(tag >> 2) + 1;
+                    _ => break,
                 }
             }
             if from == 0 || from > d || len > STEPPED {
@@ -312,20 +351,26 @@ fn decode_elements(src: &[u8], header: usize, dst: &mut [u8]) -> Result<(), Bloc
 /// that `1 <= back <= d` and that `len + STEP` bytes fit after `d`.
 #[inline(always)]
 fn copy_stepped(dst: &mut [u8], d: usize, back: usize, len: usize) {
+    let mut from = d - back;
     let mut at = d;
     let end = d + len;
-    let mut from = d - back;
-    // A run: each round doubles the distance, until a step no longer reads what it writes.
-    let mut gap = back;
-    while gap < STEP && at < end {
-        dst.copy_within(from..from + STEP, at);
-        at += gap;
-        gap *= 2;
+    if back < STEP {
+        // A run: each round doubles the distance, until a step no longer reads what it writes.
+        let mut gap = back;
+        while gap < STEP && at < end {
+            dst.copy_within(from..from + STEP, at);
+            at += gap;
+            gap *= 2;
+        }
+        if at >= end {
+            return;
+        }
     }
-    while at < end {
-        dst.copy_within(from..from + STEP, at);
+    dst.copy_within(from..from + STEP, at);
+    while at + STEP < end {
         from += STEP;
         at += STEP;
+        dst.copy_within(from..from + STEP, at);
     }
 }
 
@@ -396,4 +441,281 @@ fn step(src: &[u8], dst: &mut [u8], st: &mut State) -> Result<(), BlockFault> {
         back,
     };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use sha2::{Digest, Sha256};
+
+    fn decode(src: &[u8]) -> (Result<usize, BlockFault>, Vec<u8>) {
+        let mut out = b"kept".to_vec();
+        let result = decode_block(src, &mut out, 8 << 20);
+        assert_eq!(&out[..4], b"kept");
+        (result, out.split_off(4))
+    }
+
+    /// Blocks and mutated blocks with the verdict of the reference decoder: u32 length, block,
+    /// accepted (1) or not (0), u32 decoded length, first 8 bytes of the SHA-256 of the content.
+    #[test]
+    fn agrees_with_the_reference_decoder() {
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/vectors/s2/blocks.bin"
+        );
+        let file = std::fs::read(path).unwrap();
+        let mut rest = file.as_slice();
+        let mut take = |n: usize| {
+            let (head, tail) = rest.split_at(n);
+            rest = tail;
+            (head.to_vec(), tail.is_empty())
+        };
+        let u32_of = |b: &[u8]| u32::from_le_bytes(b.try_into().unwrap()) as usize;
+        let (mut accepted, mut refused) = (0, 0);
+        loop {
+            let n = u32_of(&take(4).0);
+            let block = take(n).0;
+            let ok = take(1).0 == [1];
+            let len = u32_of(&take(4).0);
+            let (hash, last) = take(8);
+            let (result, out) = decode(&block);
+            match result {
+                Ok(n) => {
+                    assert!(ok, "{block:02x?} must be refused");
+                    assert_eq!((n, out.len()), (len, len));
+                    assert_eq!(Sha256::digest(&out)[..8], hash[..]);
+                    accepted += 1;
+                }
+                Err(fault) => {
+                    assert!(!ok, "{block:02x?} must be accepted: {fault}");
+                    assert_eq!(out.len(), fault.decoded());
+                    refused += 1;
+                }
+            }
+            if last {
+                break;
+            }
+        }
+        assert_eq!((accepted, refused), (629, 371));
+    }
+
+    #[test]
+    fn every_element_by_hand() {
+        // "abcd", copy 4 back 4, repeat 4 (field 0), repeat 8 + 1, repeat 260 + 2, repeat 65540 + 1.
+        let total: u32 = 4 + 4 + 4 + 9 + 262 + 65541;
+        let mut block = Vec::new();
+        crate::format::bytes::put_uvarint(&mut block, u64::from(total));
+        block.extend_from_slice(b"\x0cabcd");
+        block.extend_from_slice(&[0x01, 4]);
+        block.extend_from_slice(&[0x01, 0]);
+        block.extend_from_slice(&[5 << 2 | 1, 0, 1]);
+        block.extend_from_slice(&[6 << 2 | 1, 0, 2, 0]);
+        block.extend_from_slice(&[7 << 2 | 1, 0, 1, 0, 0]);
+        let (result, out) = decode(&block);
+        assert_eq!(result, Ok(total as usize));
+        assert!(out.iter().zip(b"abcd".iter().cycle()).all(|(a, b)| a == b));
+
+        // The four long literal forms, and copies with two and four offset bytes.
+        let block = b"\x0e\xf0\x01ab\xf4\x01\x00cd\xf8\x01\x00\x00ef\xfc\x01\x00\x00\x00gh\
+            \x0a\x08\x00\x0b\x03\x00\x00\x00";
+        let (result, out) = decode(block);
+        assert_eq!(
+            (result, out.as_slice()),
+            (Ok(14), b"abcdefghabcabc".as_slice())
+        );
+    }
+
+    #[test]
+    fn runs_of_every_short_distance_and_length() {
+        let seed: Vec<u8> = (0..100u8).collect();
+        for back in 1..=70u16 {
+            for len in 1..=64u8 {
+                // Slack after the copy, so that the fast path is taken too.
+                for slack in [0usize, 200] {
+                    let mut want = seed.clone();
+                    for _ in 0..len {
+                        want.push(want[want.len() - usize::from(back)]);
+                    }
+                    want.extend(std::iter::repeat_n(7, slack));
+                    let mut block = Vec::new();
+                    crate::format::bytes::put_uvarint(&mut block, want.len() as u64);
+                    block.extend_from_slice(&[60 << 2, 99]);
+                    block.extend_from_slice(&seed);
+                    block.push((len - 1) << 2 | 2);
+                    block.extend_from_slice(&back.to_le_bytes());
+                    for _ in 0..slack {
+                        block.extend_from_slice(&[0, 7]);
+                    }
+                    let (result, out) = decode(&block);
+                    assert_eq!(result, Ok(want.len()));
+                    assert_eq!(out, want, "back {back} len {len}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn faults_say_where_and_what_was_good() {
+        let cases: [(&[u8], BlockFault, &[u8]); 11] = [
+            (b"", BlockFault::Length, b""),
+            (b"\xff\xff", BlockFault::Length, b""),
+            (b"\x80\x80\x80\x80\x80\x00", BlockFault::Length, b""),
+            (b"\xff\xff\xff\xff\x1f", BlockFault::Length, b""),
+            (
+                b"\xff\xff\xff\xff\x0f",
+                BlockFault::TooLarge {
+                    claimed: 0xffff_ffff,
+                    max: 8 << 20,
+                },
+                b"",
+            ),
+            (
+                b"\x08\x04ab\x04c",
+                BlockFault::Truncated {
+                    offset: 4,
+                    decoded: 3,
+                },
+                b"abc",
+            ),
+            (
+                b"\x08\x04ab\x02\x01",
+                BlockFault::Truncated {
+                    offset: 4,
+                    decoded: 2,
+                },
+                b"ab",
+            ),
+            (
+                b"\x08\x04ab\x02\x03\x00",
+                BlockFault::Offset {
+                    offset: 4,
+                    decoded: 2,
+                    back: 3,
+                },
+                b"ab",
+            ),
+            // A repeat before any copy.
+            (
+                b"\x08\x04ab\x01\x00",
+                BlockFault::Offset {
+                    offset: 4,
+                    decoded: 2,
+                    back: 0,
+                },
+                b"ab",
+            ),
+            (
+                b"\x03\x04ab\x06\x01\x00",
+                BlockFault::Overrun {
+                    offset: 4,
+                    decoded: 2,
+                    len: 2,
+                    left: 1,
+                },
+                b"ab",
+            ),
+            (
+                b"\x08\x04ab",
+                BlockFault::Short {
+                    offset: 4,
+                    decoded: 2,
+                    claimed: 8,
+                },
+                b"ab",
+            ),
+        ];
+        for (block, fault, good) in cases {
+            let (result, out) = decode(block);
+            assert_eq!(result, Err(fault), "{block:02x?}");
+            assert_eq!(out, good);
+            assert_eq!(fault.decoded(), good.len());
+        }
+        assert_eq!(decode(b"\x00").0, Ok(0));
+        // Overlong, but five bytes: accepted by the reference decoder.
+        assert_eq!(decode(b"\x81\x80\x80\x80\x00\x00a"), (Ok(1), b"a".to_vec()));
+    }
+
+    #[test]
+    fn a_lying_length_is_bounded_before_anything_is_allocated() {
+        let mut out = Vec::new();
+        let fault = decode_block(b"\x81\x80\x80\x02\x00a", &mut out, 4 << 20).unwrap_err();
+        let claimed = (4 << 20) + 1;
+        assert_eq!(
+            fault,
+            BlockFault::TooLarge {
+                claimed,
+                max: 4 << 20
+            }
+        );
+        assert_eq!(out.capacity(), 0);
+        assert_eq!(
+            decode_block_into(b"\x03\x08abc", &mut [0; 2])
+                .unwrap_err()
+                .decoded(),
+            0
+        );
+    }
+
+    fn content() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..300),
+            (any::<u8>(), 0..5000usize).prop_map(|(b, n)| vec![b; n]),
+            (proptest::collection::vec(any::<u8>(), 1..40), 1..60usize)
+                .prop_map(|(v, n)| v.repeat(n)),
+            "[a-e \"{}:]{0,400}".prop_map(String::into_bytes),
+        ];
+        proptest::collection::vec(piece, 0..8).prop_map(|v| v.concat())
+    }
+
+    fn encodings(raw: &[u8]) -> [Vec<u8>; 4] {
+        use minlz::s2;
+        [
+            s2::encode(raw),
+            s2::encode_better(raw),
+            s2::encode_best(raw),
+            s2::encode_snappy(raw),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        #[test]
+        fn decodes_what_another_encoder_made(raw in content()) {
+            for block in encodings(&raw) {
+                let (result, out) = decode(&block);
+                prop_assert_eq!(result, Ok(raw.len()));
+                prop_assert!(out == raw);
+                let mut dst = vec![0; raw.len() + 3];
+                prop_assert_eq!(decode_block_into(&block, &mut dst), Ok(raw.len()));
+                prop_assert!(dst[..raw.len()] == raw);
+            }
+        }
+
+        #[test]
+        fn agrees_with_another_decoder_on_damage(
+            raw in content(),
+            hits in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+            cut in proptest::option::of(any::<prop::sample::Index>()),
+        ) {
+            for mut block in encodings(&raw) {
+                for (at, value) in &hits {
+                    let i = at.index(block.len());
+                    block[i] = *value;
+                }
+                if let Some(cut) = &cut {
+                    block.truncate(cut.index(block.len()));
+                }
+                if claimed_len(&block).is_ok_and(|(len, _)| len > 8 << 20) {
+                    continue;
+                }
+                let (result, out) = decode(&block);
+                match minlz::s2::decode(&block) {
+                    Ok(theirs) => prop_assert!(result.is_ok() && out == theirs),
+                    Err(_) => prop_assert_eq!(result.unwrap_err().decoded(), out.len()),
+                }
+            }
+        }
+    }
 }

@@ -103,3 +103,109 @@ impl Encoder {
         None
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::frame::{FrameKind, Frames, decode_stream};
+    use super::*;
+    use proptest::prelude::*;
+    use std::io::Read;
+
+    fn encode(raw: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut encoder = Encoder::new();
+        encoder.encode_stream(raw, &mut out).unwrap();
+        assert_eq!(encoder.rejected(), 0);
+        out
+    }
+
+    fn kinds(stream: &[u8]) -> Vec<(FrameKind, usize)> {
+        let frames = Frames::new(stream, 0).map(|f| f.unwrap());
+        frames.map(|f| (f.kind, f.decoded_len().unwrap())).collect()
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut state = 1u64;
+        let step = |_| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            (state >> 56) as u8
+        };
+        (0..len).map(step).collect()
+    }
+
+    #[test]
+    fn streams_are_laid_out_as_the_server_does() {
+        use FrameKind::{Compressed, Identifier, Raw};
+        assert!(encode(b"").is_empty());
+        assert_eq!(kinds(&encode(&[b'a'; 31])), [(Identifier, 0), (Raw, 31)]);
+        assert_eq!(
+            kinds(&encode(&[b'a'; 32])),
+            [(Identifier, 0), (Compressed, 32)]
+        );
+        assert_eq!(kinds(&encode(&noise(5000))), [(Identifier, 0), (Raw, 5000)]);
+        let long = vec![b'a'; 2 * FRAME_SIZE + 40];
+        let want = [
+            (Identifier, 0),
+            (Compressed, FRAME_SIZE),
+            (Compressed, FRAME_SIZE),
+            (Compressed, 40),
+        ];
+        assert_eq!(kinds(&encode(&long)), want);
+    }
+
+    #[test]
+    fn a_block_that_saves_too_little_is_not_used() {
+        // Ever more of one repeated run between noise: on both sides of n - n/32 - 5.
+        let (mut raw_seen, mut packed_seen) = (0, 0);
+        for run in 0..200 {
+            let raw = [noise(2000), vec![0; run]].concat();
+            let stream = encode(&raw);
+            let frame = Frames::new(&stream, 0).nth(1).unwrap().unwrap();
+            let block = minlz::s2::encode(&raw);
+            if frame.kind == FrameKind::Raw {
+                raw_seen += 1;
+                assert!(block.len() - 2 > raw.len() - raw.len() / 32 - 5);
+            } else {
+                packed_seen += 1;
+                assert!(block.len() - 2 <= raw.len() - raw.len() / 32 - 5);
+            }
+        }
+        assert!(raw_seen > 50 && packed_seen > 50);
+    }
+
+    #[test]
+    fn one_chunk_has_a_limit() {
+        let long = vec![0; FRAME_SIZE + 1];
+        let (mut encoder, mut out) = (Encoder::new(), Vec::new());
+        let refused = encoder.encode_frame(&long, &mut out);
+        assert_eq!(
+            refused,
+            Err(EncodeError::TooLarge {
+                len: FRAME_SIZE + 1
+            })
+        );
+        assert_eq!(encoder.encode_frame(b"", &mut out), Ok(()));
+        assert!(out.is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(150))]
+
+        #[test]
+        fn round_trips_here_and_elsewhere(
+            pieces in proptest::collection::vec(
+                (proptest::collection::vec(any::<u8>(), 1..60), 1..3000usize), 1..8),
+        ) {
+            let raw: Vec<u8> = pieces.iter().flat_map(|(v, n)| v.repeat(*n)).collect();
+            let stream = encode(&raw);
+            let mut out = Vec::new();
+            prop_assert!(decode_stream(&stream, 0, &mut out, raw.len(), false).is_clean());
+            prop_assert!(out == raw);
+            let mut theirs = Vec::new();
+            minlz::s2::Reader::new(stream.as_slice()).read_to_end(&mut theirs).unwrap();
+            prop_assert!(theirs == raw);
+        }
+    }
+}

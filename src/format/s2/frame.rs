@@ -516,3 +516,413 @@ pub fn decode_stream(
     }
     report
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sha2::{Digest, Sha256};
+
+    fn chunk(kind: u8, body: &[u8]) -> Vec<u8> {
+        let [a, b, c, _] = (body.len() as u32).to_le_bytes();
+        [&[kind, a, b, c], body].concat()
+    }
+
+    fn raw_chunk(raw: &[u8]) -> Vec<u8> {
+        chunk(1, &[&masked_crc(raw).to_le_bytes(), raw].concat())
+    }
+
+    fn packed_chunk(raw: &[u8]) -> Vec<u8> {
+        chunk(
+            0,
+            &[
+                masked_crc(raw).to_le_bytes().to_vec(),
+                minlz::s2::encode(raw),
+            ]
+            .concat(),
+        )
+    }
+
+    fn stream(chunks: &[Vec<u8>]) -> Vec<u8> {
+        [MAGIC.to_vec(), chunks.concat()].concat()
+    }
+
+    fn strict(buf: &[u8]) -> (StreamReport, Vec<u8>) {
+        let mut out = Vec::new();
+        let report = decode_stream(buf, 0, &mut out, 1 << 30, false);
+        (report, out)
+    }
+
+    fn only_fault(report: &StreamReport) -> FrameFault {
+        assert_eq!(report.fault_count, 1, "{report:?}");
+        report.faults[0].clone()
+    }
+
+    /// Streams of the reference writer in all its variants, with length and SHA-256 of what went in.
+    #[test]
+    fn reads_every_variant_of_the_reference_writer() {
+        const PAGES: &str = "f34e016c45486295b25767a4d3d974ef1cc88163c720ffed6d952558f55060d4";
+        const PAGES_300K: &str = "7858c6c2e50d9671b09814beb7055e7896a602be87b9225acfa7f90ad52e6de4";
+        for (name, len, frames, sha) in [
+            ("default", 1_200_000, 2, PAGES),
+            ("better", 1_200_000, 2, PAGES),
+            ("best", 1_200_000, 2, PAGES),
+            ("64k", 300_000, 5, PAGES_300K),
+            ("index", 300_000, 5, PAGES_300K),
+            (
+                "4m",
+                4_500_000,
+                2,
+                "e376de6298a7663d69057f0976cbf064d4bdb8631d912bee5f7b0a571a0690c4",
+            ),
+            (
+                "snappy",
+                100_000,
+                2,
+                "8ba59f13da20cd9155f53a93acfcd4ec59d77dd4cd93a6f4d004a46d0d7700be",
+            ),
+            (
+                "uncompressed",
+                10_000,
+                1,
+                "8063a772c604d7cee3e9bb0da0559a789e95ba590bb3da03936e65605960426a",
+            ),
+            (
+                "mixed",
+                11_000,
+                3,
+                "f56bcdaad59ffd671c01b4ad097eec3f93c6e5cc86b5af9d49a5e90b69bad9b4",
+            ),
+            (
+                "padding",
+                5_000,
+                1,
+                "4729462cc61d9a6c20c67b0d874966f32eec86b65fb6694d54872b3b351221d0",
+            ),
+            (
+                "tiny",
+                1,
+                1,
+                "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881",
+            ),
+            (
+                "empty",
+                0,
+                0,
+                "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+            ),
+            (
+                "copyn",
+                19_992,
+                1,
+                "d9e19f092919274b64851c620fd89f111cff00e5339ec0b41349a9da3fd470b0",
+            ),
+            (
+                "concatenated",
+                6_000,
+                2,
+                "fa5599658dbf6057ed1948668d66faf2970a11c0c01be8f1be59edd0bdf4183b",
+            ),
+        ] {
+            let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/vectors/s2/");
+            let buf = std::fs::read(format!("{dir}{name}.s2")).unwrap();
+            let (report, out) = strict(&buf);
+            assert!(report.is_clean() && !report.truncated, "{name}: {report:?}");
+            assert_eq!(report.consumed, buf.len() as u64, "{name}");
+            assert_eq!(report.frames, frames, "{name}");
+            let hex: String = Sha256::digest(&out)
+                .iter()
+                .map(|b| format!("{b:02x}"))
+                .collect();
+            assert_eq!((out.len(), hex.as_str()), (len, sha), "{name}");
+
+            // The table of chunks tells the same: contiguous, lengths as decoded.
+            let (mut at, mut total) = (500, 0);
+            for frame in Frames::new(&buf, 500) {
+                let frame = frame.unwrap();
+                assert_eq!(frame.offset, at);
+                let header = buf[(at - 500) as usize..][..4].try_into().unwrap();
+                let (kind, body) = parse_chunk_header(header);
+                assert_eq!(
+                    (FrameKind::of(kind), u64::from(body) + 4),
+                    (frame.kind, frame.length())
+                );
+                at += frame.length();
+                total += frame.decoded_len().unwrap();
+            }
+            assert_eq!((at - 500, total), (buf.len() as u64, len));
+        }
+    }
+
+    #[test]
+    fn the_checksum_is_the_one_of_the_reference_writer() {
+        let buf = std::fs::read(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/fixtures/vectors/s2/tiny.s2"
+        ))
+        .unwrap();
+        let frame = Frames::new(&buf, 0).nth(1).unwrap().unwrap();
+        assert_eq!(
+            (frame.kind, &frame.body[4..]),
+            (FrameKind::Raw, b"x".as_slice())
+        );
+        assert_eq!(frame.stored_crc(), Some(masked_crc(b"x")));
+    }
+
+    #[test]
+    fn endless_skippable_chunks_need_no_stack() {
+        let one = [chunk(0xfe, b""), chunk(0x80, b"abc"), chunk(0xfd, b"")].concat();
+        let mut buf = MAGIC.to_vec();
+        for _ in 0..300_000 {
+            buf.extend_from_slice(&one);
+        }
+        buf.extend(raw_chunk(b"end"));
+        let decode = move || strict(&buf);
+        let small = std::thread::Builder::new().stack_size(64 << 10);
+        let (report, out) = small.spawn(decode).unwrap().join().unwrap();
+        assert!(report.is_clean());
+        assert_eq!((report.frames, out.as_slice()), (1, b"end".as_slice()));
+    }
+
+    #[test]
+    fn what_the_server_refuses_is_a_fault() {
+        let raw = b"some content, some content, some content";
+        let good = packed_chunk(raw);
+        let truncated = |need, have| FrameFaultKind::Frame(FaultKind::Truncated { need, have });
+        let magic = FrameFaultKind::Frame(FaultKind::Magic {
+            format: "S2 stream",
+        });
+        let n = good.len() as u64;
+        let stray = |n: usize| [stream(std::slice::from_ref(&good)), vec![0; n]].concat();
+        for (what, buf, offset, kind) in [
+            ("no identifier", good.clone(), 0, magic.clone()),
+            (
+                "bare tar or gzip",
+                b"\x1f\x8b\x08\x00\x00".to_vec(),
+                0,
+                magic.clone(),
+            ),
+            ("1 stray byte", stray(1), 10 + n, truncated(4, 1)),
+            ("3 stray bytes", stray(3), 10 + n, truncated(4, 3)),
+            ("only a byte", vec![0xff], 0, truncated(4, 1)),
+            (
+                "header only",
+                [MAGIC.to_vec(), vec![1, 9, 0, 0]].concat(),
+                10,
+                truncated(13, 4),
+            ),
+            (
+                "torn padding",
+                stream(&[vec![0xfe, 9, 0, 0, 0]]),
+                10,
+                truncated(13, 5),
+            ),
+            (
+                "bad magic later",
+                stream(&[chunk(0xff, b"S2sTwo")]),
+                10,
+                magic.clone(),
+            ),
+            (
+                "bad identifier length",
+                stream(&[chunk(0xff, b"S2sTwO!")]),
+                10,
+                magic,
+            ),
+            (
+                "no room for the checksum",
+                stream(&[chunk(1, b"abc")]),
+                14,
+                truncated(4, 3),
+            ),
+            (
+                "no block",
+                stream(&[chunk(0, b"\x01\x02\x03\x04")]),
+                18,
+                FrameFaultKind::Frame(FaultKind::Invalid("S2 block length")),
+            ),
+        ] {
+            let (report, _) = strict(&buf);
+            let fault = only_fault(&report);
+            assert_eq!((fault.offset, fault.kind), (offset, kind.clone()), "{what}");
+            let torn = matches!(&kind, FrameFaultKind::Frame(FaultKind::Truncated { .. }));
+            assert_eq!(
+                report.truncated,
+                torn && what != "no room for the checksum",
+                "{what}"
+            );
+        }
+        for kind in 0x02..=0x7f {
+            let (report, out) = strict(&stream(&[good.clone(), chunk(kind, b""), good.clone()]));
+            assert!(matches!(
+                only_fault(&report).kind,
+                FrameFaultKind::Frame(FaultKind::Invalid(_))
+            ));
+            assert_eq!((report.consumed, out.as_slice()), (10 + n, raw.as_slice()));
+        }
+        let mut frames = Frames::new(&[0xff, 6, 0], 7);
+        assert_eq!(frames.next().unwrap().unwrap_err().offset, 7);
+        assert!(frames.next().is_none());
+        assert!(Frames::new(&[], 0).next().is_none());
+        assert!(Frames::resume(&good, 0).next().unwrap().is_ok());
+    }
+
+    #[test]
+    fn limits_of_a_chunk() {
+        let too_large = |buf: &[u8]| {
+            let kind = only_fault(&strict(buf).0).kind;
+            matches!(kind, FrameFaultKind::Frame(FaultKind::TooLarge { .. }))
+        };
+        // The reference's longest encoding of 4 MiB is 4194312 bytes.
+        assert_eq!(MAX_FRAME_BODY, 4_194_312 + 4);
+        let full = vec![b'a'; MAX_FRAME_DECODED + 1];
+        let exact = &full[..MAX_FRAME_DECODED];
+        assert!(
+            strict(&stream(&[packed_chunk(exact), raw_chunk(exact)]))
+                .0
+                .is_clean()
+        );
+        assert!(too_large(&stream(&[packed_chunk(&full)])));
+        assert!(too_large(&stream(&[raw_chunk(&full)])));
+        assert!(too_large(&stream(&[chunk(
+            0,
+            &vec![0; MAX_FRAME_BODY + 1]
+        )])));
+        assert!(!too_large(&stream(&[chunk(0, &vec![0; MAX_FRAME_BODY])])));
+
+        let snappy = |chunks: &[Vec<u8>]| [chunk(0xff, b"sNaPpY"), chunks.concat()].concat();
+        let small = &full[..MAX_SNAPPY_DECODED];
+        assert!(
+            strict(&snappy(&[packed_chunk(small), raw_chunk(small)]))
+                .0
+                .is_clean()
+        );
+        let over = &full[..=MAX_SNAPPY_DECODED];
+        assert!(too_large(&snappy(&[packed_chunk(over)])));
+        assert!(too_large(&snappy(&[raw_chunk(over)])));
+        // A later S2 identifier lifts the limit.
+        assert!(
+            strict(&snappy(&[stream(&[packed_chunk(over)])]))
+                .0
+                .is_clean()
+        );
+    }
+
+    #[test]
+    fn a_bomb_stops_at_the_ceiling() {
+        let bomb = packed_chunk(&vec![0; MAX_FRAME_DECODED]);
+        assert!(bomb.len() < 30);
+        // Lies: claims 4 MiB, has one byte.
+        let liar = chunk(0, b"\0\0\0\0\x80\x80\x80\x02\x00a");
+        for one in [bomb, liar] {
+            let buf = stream(&vec![one; 10_000]);
+            for keep_going in [false, true] {
+                let mut out = vec![1; 100];
+                let report = decode_stream(&buf, 0, &mut out, 20 << 20, keep_going);
+                assert!(out.len() <= 20 << 20 && !report.is_clean());
+                let last = report.faults.last().unwrap();
+                let ceiling =
+                    matches!(last.kind, FrameFaultKind::Frame(FaultKind::TooLarge { .. }));
+                assert!(ceiling || !keep_going);
+            }
+        }
+    }
+
+    #[test]
+    fn a_broken_chunk_keeps_the_place_of_the_others() {
+        let a: Vec<u8> = (0..3000u32).flat_map(|i| (i / 5).to_le_bytes()).collect();
+        let b: Vec<u8> = (0..2000u32).flat_map(|i| (i / 3).to_be_bytes()).collect();
+        let (first, second, third) = (packed_chunk(&a), packed_chunk(&b), raw_chunk(&a));
+        let at = (10 + first.len()) as u64;
+
+        // A copy that reaches back too far, in the middle of the second chunk's block.
+        let mut broken = second.clone();
+        let (fault_at, good) = (100..broken.len())
+            .find_map(|i| {
+                broken[8 + i..][..3].copy_from_slice(&[0x02, 0xff, 0xff]);
+                let mut out = Vec::new();
+                let fault = block::decode_block(&broken[8..], &mut out, 1 << 20).err();
+                let fault = fault.filter(|f| f.decoded() > 100 && b.starts_with(&out));
+                broken.copy_from_slice(&second);
+                fault.map(|f| (f.offset(), f.decoded()))
+            })
+            .unwrap();
+        broken[8 + fault_at..][..3].copy_from_slice(&[0x02, 0xff, 0xff]);
+
+        let mut flipped = second.clone();
+        flipped[5] ^= 0x40;
+
+        for (chunk, offset, decoded) in [
+            (broken, at + 8 + fault_at as u64, good),
+            (flipped, at + 4, b.len()),
+        ] {
+            let buf = stream(&[first.clone(), chunk, third.clone()]);
+            let (report, out) = strict(&buf);
+            let fault = only_fault(&report);
+            assert_eq!(
+                (fault.offset, fault.decoded, report.consumed),
+                (offset, decoded, at)
+            );
+            assert_eq!(out, [&a, &b[..decoded]].concat());
+
+            let mut out = Vec::new();
+            let report = decode_stream(&buf, 0, &mut out, 1 << 30, true);
+            assert_eq!(only_fault(&report), fault);
+            assert_eq!((report.frames, report.consumed), (3, buf.len() as u64));
+            assert_eq!(
+                out,
+                [&a, &b[..decoded], &vec![0; b.len() - decoded], &a].concat()
+            );
+        }
+    }
+
+    #[test]
+    fn a_torn_stream_gives_what_is_there() {
+        let a: Vec<u8> = (0..3000u32).flat_map(|i| (i / 5).to_le_bytes()).collect();
+        let whole = stream(&[packed_chunk(&a), raw_chunk(&a), packed_chunk(&a)]);
+        let all = a.repeat(3);
+        for cut in 0..whole.len() {
+            let (report, out) = strict(&whole[..cut]);
+            assert!(all.starts_with(&out), "cut at {cut}");
+            assert!(report.consumed <= cut as u64);
+            if report.consumed == cut as u64 {
+                assert!(report.is_clean() && out.len() % a.len() == 0);
+            } else {
+                assert!(report.truncated);
+                let fault = only_fault(&report);
+                assert_eq!(fault.offset, report.consumed);
+                assert_eq!((out.len() - fault.decoded) % a.len(), 0);
+            }
+        }
+        // Most of a chunk is worth most of its content.
+        assert!(strict(&whole[..whole.len() - 20]).1.len() > all.len() - 1000);
+    }
+
+    #[test]
+    fn faults_kept_are_bounded() {
+        let mut bad = raw_chunk(b"abc");
+        bad[4] ^= 1;
+        let mut out = Vec::new();
+        let report = decode_stream(&stream(&vec![bad; 1000]), 0, &mut out, 1 << 20, true);
+        assert_eq!(
+            (report.faults.len(), report.fault_count, out.len()),
+            (MAX_FAULTS, 1000, 3000)
+        );
+        assert!(
+            report.faults[0]
+                .to_string()
+                .contains("checksum does not match")
+        );
+        let frame = Frame {
+            offset: 0,
+            kind: FrameKind::Raw,
+            body: b"\0\0\0\0abc",
+        };
+        assert_eq!(decode_frame(&frame, &mut Vec::new(), false), Ok(3));
+        assert_eq!(
+            decode_frame(&frame, &mut Vec::new(), true)
+                .unwrap_err()
+                .decoded,
+            3
+        );
+    }
+}

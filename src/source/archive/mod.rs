@@ -77,6 +77,15 @@ enum Container {
 }
 
 impl Container {
+    /// Length of the archive file.
+    fn file_len(&self) -> u64 {
+        match self {
+            Self::Plain { len, .. } => *len,
+            Self::S2(frames) => frames.len(),
+            Self::Gzip(_) => 0,
+        }
+    }
+
     /// Reads unwrapped bytes; fewer than `out` only at the end. `fault` gets ranges of bytes that
     /// are not proven.
     fn read(

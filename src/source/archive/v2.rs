@@ -330,6 +330,11 @@ impl V2 {
         self.findings.clone()
     }
 
+    /// Length of the archive file.
+    pub fn file_len(&self) -> u64 {
+        self.container.file_len()
+    }
+
     /// `state.json`.
     pub fn state(&self) -> &V2State {
         &self.state

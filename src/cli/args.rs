@@ -1,0 +1,334 @@
+//! What the user typed.
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::path::PathBuf;
+
+const AFTER: &str = "\
+Exit status:
+  0    done; nothing wrong found
+  1    done, and damage, loss or a difference was found
+  2    usage or I/O error
+  3    the store is in use by a running server, or changed while it was read
+  4    a key is missing or wrong
+  130  interrupted
+
+jetsam never writes into a source. Copy a damaged store before you start a server on it: a start
+truncates and deletes what it cannot read.";
+
+/// Reads, proves and inspects the data directories of stopped NATS servers, and their backups.
+#[derive(Debug, Parser)]
+#[command(name = "jetsam", version, about, after_help = AFTER, arg_required_else_help = true)]
+#[command(disable_help_subcommand = true, propagate_version = true)]
+pub struct Cli {
+    /// The verb.
+    #[command(subcommand)]
+    pub verb: Verb,
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+pub struct Global {
+    /// Only this account; `*` matches any run of characters. Also the account of a stream directory
+    /// whose path does not tell it.
+    #[arg(short, long = "account", value_name = "NAME", global = true)]
+    pub accounts: Vec<String>,
+    /// Only this stream; `*` matches any run of characters.
+    #[arg(short, long = "stream", value_name = "NAME", global = true)]
+    pub streams: Vec<String>,
+    /// Only this consumer; `*` matches any run of characters.
+    #[arg(short, long = "consumer", value_name = "NAME", global = true)]
+    pub consumers: Vec<String>,
+    /// File with the server's encryption key; one newline at its end is ignored.
+    #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath, help_heading = "Keys")]
+    pub key_file: Option<PathBuf>,
+    /// Environment variable with the server's encryption key [default: JETSAM_KEY].
+    #[arg(
+        long,
+        value_name = "NAME",
+        global = true,
+        conflicts_with = "key_file",
+        help_heading = "Keys"
+    )]
+    pub key_env: Option<String>,
+    /// File with the server's previous encryption key.
+    #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath, help_heading = "Keys")]
+    pub prev_key_file: Option<PathBuf>,
+    /// Environment variable with the server's previous encryption key [default: JETSAM_PREV_KEY].
+    #[arg(
+        long,
+        value_name = "NAME",
+        global = true,
+        conflicts_with = "prev_key_file",
+        help_heading = "Keys"
+    )]
+    pub prev_key_env: Option<String>,
+    /// Write JSON.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub json: bool,
+    /// Print plain log lines instead of a progress bar.
+    #[arg(long, global = true, help_heading = "Output")]
+    pub no_progress: bool,
+    /// No progress and no warnings.
+    #[arg(short, long, global = true, help_heading = "Output")]
+    pub quiet: bool,
+    /// Colours.
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "auto",
+        global = true,
+        help_heading = "Output"
+    )]
+    pub color: When,
+    /// Threads; 0 means one for each core.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        global = true,
+        help_heading = "Reading"
+    )]
+    pub threads: usize,
+    /// Read a store that a running server has open; what is shown may be torn.
+    #[arg(long, global = true, help_heading = "Reading")]
+    pub live: bool,
+    /// Map blocks into memory instead of reading them. Faster when they are cached; but a bad sector, or
+    /// a file that is cut meanwhile, then kills jetsam (SIGBUS).
+    #[arg(long, global = true, help_heading = "Reading")]
+    pub mmap: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// List accounts and streams.
+    #[command(
+        after_help = "Examples:\n  jetsam ls /data/nats\n  jetsam ls /backup/nats-account --json\n  jetsam ls /data/nats -a ACME -s 'KV_*' --consumers"
+    )]
+    Ls {
+        /// Store, account, stream or backup directory, or an archive.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
+        /// Also list consumers.
+        #[arg(long = "consumers", id = "list_consumers")]
+        consumers: bool,
+        /// Also list raft groups and unfinished batches.
+        #[arg(long)]
+        raft: bool,
+    },
+    /// Show configuration, state and consumers of streams.
+    #[command(
+        after_help = "Examples:\n  jetsam info /data/nats -s ORDERS\n  jetsam info /backup/ORDERS --json --deleted --subjects\n  JETSAM_KEY=... jetsam info /data/nats --json"
+    )]
+    Info {
+        /// Store, account, stream or backup directory, or an archive.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
+        /// List the sequences of deleted messages.
+        #[arg(long)]
+        deleted: bool,
+        /// List the subjects with their message counts.
+        #[arg(long)]
+        subjects: bool,
+    },
+    /// Show messages.
+    #[command(
+        after_help = "Examples:\n  jetsam view /data/nats -s ORDERS --subject 'orders.new.>' --since 2h\n  jetsam view /data/nats -s ORDERS --seq 1000..2000 --json | jq -r .data | base64 -d\n  jetsam view /backup/KV_config --last-per-subject\n  jetsam view /data/nats -s ORDERS --deleted --json"
+    )]
+    View(ViewArgs),
+    /// Show every record of a block and every field of the other files of a store.
+    #[command(
+        after_help = "Examples:\n  jetsam inspect /data/nats/jetstream/'$G'/streams/ORDERS/msgs/17.blk\n  jetsam inspect 17.blk --stream ORDERS --block 17 --json\n  jetsam inspect index.db --stream ORDERS"
+    )]
+    Inspect {
+        /// Files of a store.
+        #[arg(required = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+        files: Vec<PathBuf>,
+        /// Show the bytes as well.
+        #[arg(long)]
+        hexdump: bool,
+        /// The block's number, where the file's name does not tell it.
+        #[arg(long, value_name = "N")]
+        block: Option<u64>,
+    },
+    /// Read and prove everything: records, checksums, index, consumers, archives.
+    #[command(
+        after_help = "Examples:\n  jetsam check /data/nats\n  jetsam check /backup/last-night/* --json\n  jetsam check /data/nats -s ORDERS -q && echo sound"
+    )]
+    Check {
+        /// Store, account, stream or backup directories, or archives.
+        #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
+        sources: Vec<PathBuf>,
+    },
+    /// Compare two sources message by message.
+    #[command(
+        after_help = "Examples:\n  jetsam diff /data/nats /backup/nats-account\n  jetsam diff n0/store n1/store -s ORDERS --json"
+    )]
+    Diff {
+        /// One source.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        a: PathBuf,
+        /// The other.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        b: PathBuf,
+    },
+    /// Print the completion script for a shell.
+    #[command(after_help = "Example:\n  jetsam completions bash > /etc/bash_completion.d/jetsam")]
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, of jetsam or of one verb.
+    #[command(after_help = "Example:\n  jetsam man check | man -l -")]
+    Man {
+        /// A verb.
+        verb: Option<String>,
+    },
+}
+
+/// Options of `view`.
+#[derive(Debug, Args)]
+pub struct ViewArgs {
+    /// Store, account, stream or backup directory, or an archive.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+    /// Only subjects that match; NATS wildcards; repeatable.
+    #[arg(long = "subject", value_name = "FILTER")]
+    pub subjects: Vec<String>,
+    /// Only these sequences: `FROM`, `FROM..`, `FROM..TO` or `..TO`, both ends included.
+    #[arg(long, value_name = "FROM[..TO]", value_parser = sequences)]
+    pub seq: Option<(u64, u64)>,
+    /// Not before this time: RFC 3339, or an age such as `90s`, `2h`, `3d`.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub since: Option<i64>,
+    /// Not after this time: RFC 3339, or an age such as `90s`, `2h`, `3d`.
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub until: Option<i64>,
+    /// Only messages with this header (and value); repeatable.
+    #[arg(long = "header", value_name = "NAME[=VALUE]", value_parser = header)]
+    pub headers: Vec<(String, Option<String>)>,
+    /// Only the last message of each subject.
+    #[arg(long)]
+    pub last_per_subject: bool,
+    /// No more than N messages.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<u64>,
+    /// Newest first.
+    #[arg(long)]
+    pub reverse: bool,
+    /// Also show records that are deleted but still on disk, each with the reason.
+    #[arg(long)]
+    pub deleted: bool,
+    /// Write the payloads only.
+    #[arg(long, conflicts_with_all = ["json", "out_dir"])]
+    pub raw: bool,
+    /// Write each payload to a file ACCOUNT/STREAM/SEQUENCE below DIR.
+    #[arg(long, value_name = "DIR", conflicts_with = "json", value_hint = ValueHint::DirPath)]
+    pub out_dir: Option<PathBuf>,
+}
+
+fn sequences(text: &str) -> Result<(u64, u64), String> {
+    let number = |t: &str, default| match t {
+        "" => Ok(default),
+        t => t.parse::<u64>().map_err(|e| format!("{t:?}: {e}")),
+    };
+    let (from, to) = match text.split_once("..") {
+        Some((from, to)) => (
+            number(from, 0)?,
+            number(to.trim_start_matches('='), u64::MAX)?,
+        ),
+        None if text.is_empty() => return Err("no sequence".into()),
+        None => {
+            let seq = number(text, 0)?;
+            (seq, seq)
+        }
+    };
+    if from > to {
+        Err(format!("{from} is behind {to}"))
+    } else {
+        Ok((from, to))
+    }
+}
+
+fn header(text: &str) -> Result<(String, Option<String>), String> {
+    let (name, value) = match text.split_once('=') {
+        Some((name, value)) => (name, Some(value.to_owned())),
+        None => (text, None),
+    };
+    if name.is_empty() {
+        Err("no header name".into())
+    } else {
+        Ok((name.to_owned(), value))
+    }
+}
+
+fn time(text: &str) -> Result<i64, String> {
+    if let Some(ns) = crate::time::parse_rfc3339(text) {
+        return Ok(ns);
+    }
+    let bad = || format!("{text:?} is neither RFC 3339 nor an age such as 90s, 15m, 2h, 3d");
+    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(bad)?;
+    let (number, unit) = text.split_at(at);
+    let unit: i64 = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        "w" => 604_800,
+        _ => return Err(bad()),
+    };
+    let age: i64 = number.parse().map_err(|_| bad())?;
+    let age = age
+        .checked_mul(unit)
+        .and_then(|s| s.checked_mul(1_000_000_000))
+        .ok_or_else(bad)?;
+    let now = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_nanos()).ok())
+        .ok_or_else(bad)?;
+    Ok(now.saturating_sub(age))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sequences_and_ages() {
+        assert_eq!(sequences("5"), Ok((5, 5)));
+        assert_eq!(sequences("5..9"), Ok((5, 9)));
+        assert_eq!(sequences("5.."), Ok((5, u64::MAX)));
+        assert_eq!(sequences("..9"), Ok((0, 9)));
+        for bad in ["", "x", "9..5", "-1"] {
+            sequences(bad).unwrap_err();
+        }
+        assert_eq!(time("2025-11-21T00:36:33Z"), Ok(1_763_685_393_000_000_000));
+        assert!(time("2h").unwrap() < time("1h").unwrap());
+        for bad in ["", "h", "2", "2y", "99999999999999d"] {
+            time(bad).unwrap_err();
+        }
+        assert_eq!(header("A=b=c"), Ok(("A".into(), Some("b=c".into()))));
+        header("=x").unwrap_err();
+    }
+}

@@ -1,0 +1,282 @@
+//! Subjects: matching them against filters, and counting them in little memory.
+
+use std::hash::{BuildHasher as _, RandomState};
+
+/// Matches a literal subject against a filter with NATS wildcards: `*` for one token, a final `>` for
+/// one or more.
+pub fn matches(filter: &[u8], subject: &[u8]) -> bool {
+    let mut tokens = subject.split(|b| *b == b'.');
+    let mut filter = filter.split(|b| *b == b'.').peekable();
+    while let Some(f) = filter.next() {
+        if f == b">" && filter.peek().is_none() {
+            return tokens.next().is_some();
+        }
+        match tokens.next() {
+            Some(t) if f == b"*" || f == t => {}
+            _ => return false,
+        }
+    }
+    tokens.next().is_none()
+}
+
+/// Matches against any of `filters`; no filters match everything.
+pub fn matches_any<F: AsRef<[u8]>>(filters: &[F], subject: &[u8]) -> bool {
+    filters.is_empty() || filters.iter().any(|f| matches(f.as_ref(), subject))
+}
+
+const PAGE: usize = 1 << 20;
+const EMPTY: u32 = u32::MAX;
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    page: u32,
+    offset: u32,
+    len: u32,
+    tag: u32,
+    value: u64,
+}
+
+/// A map from subjects to numbers: the subjects' own bytes plus about 32 bytes each.
+///
+/// A subject gets a dense id, in order of first appearance.
+#[derive(Debug)]
+pub struct SubjectMap {
+    pages: Vec<Vec<u8>>,
+    entries: Vec<Entry>,
+    table: Vec<u32>,
+    seed: u64,
+}
+
+impl Default for SubjectMap {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+fn fold(a: u64, b: u64) -> u64 {
+    let wide = u128::from(a).wrapping_mul(u128::from(b));
+    (wide as u64) ^ ((wide >> 64) as u64)
+}
+
+fn hash(seed: u64, bytes: &[u8]) -> u64 {
+    const K: u64 = 0x9e37_79b9_7f4a_7c15;
+    let mut h = seed ^ (bytes.len() as u64).wrapping_mul(K);
+    let (words, tail) = bytes.as_chunks::<8>();
+    for w in words {
+        h = fold(h ^ u64::from_le_bytes(*w), K ^ seed.rotate_left(32));
+    }
+    let mut last = [0u8; 8];
+    for (to, from) in last.iter_mut().zip(tail) {
+        *to = *from;
+    }
+    fold(fold(h ^ u64::from_le_bytes(last), K), seed | 1)
+}
+
+impl SubjectMap {
+    /// An empty map.
+    pub fn new() -> Self {
+        Self {
+            pages: Vec::new(),
+            entries: Vec::new(),
+            table: Vec::new(),
+            seed: RandomState::new().hash_one(0u8),
+        }
+    }
+
+    /// How many subjects there are, with any value.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// True without any.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Forgets everything but keeps the memory.
+    pub fn clear(&mut self) {
+        self.pages.truncate(1);
+        if let Some(p) = self.pages.first_mut() {
+            p.clear();
+        }
+        self.entries.clear();
+        self.table.fill(EMPTY);
+    }
+
+    fn bytes(&self, e: &Entry) -> &[u8] {
+        let from = e.offset as usize;
+        self.pages
+            .get(e.page as usize)
+            .and_then(|p| p.get(from..from + e.len as usize))
+            .unwrap_or_default()
+    }
+
+    fn find(&self, subject: &[u8]) -> (u64, Option<u32>) {
+        let h = hash(self.seed, subject);
+        if self.table.is_empty() {
+            return (h, None);
+        }
+        let mask = self.table.len() - 1;
+        let mut slot = (h as usize) & mask;
+        while let Some(&id) = self.table.get(slot) {
+            if id == EMPTY {
+                break;
+            }
+            if let Some(e) = self.entries.get(id as usize)
+                && e.tag == (h >> 32) as u32
+                && self.bytes(e) == subject
+            {
+                return (h, Some(id));
+            }
+            slot = (slot + 1) & mask;
+        }
+        (h, None)
+    }
+
+    fn place(table: &mut [u32], h: u64, id: u32) {
+        let mask = table.len().wrapping_sub(1);
+        let mut slot = (h as usize) & mask;
+        while let Some(at) = table.get_mut(slot) {
+            if *at == EMPTY {
+                *at = id;
+                return;
+            }
+            slot = (slot + 1) & mask;
+        }
+    }
+
+    fn grow(&mut self) {
+        let size = (self.table.len() * 2).max(64);
+        let mut table = vec![EMPTY; size];
+        for (id, e) in self.entries.iter().enumerate() {
+            Self::place(&mut table, hash(self.seed, self.bytes(e)), id as u32);
+        }
+        self.table = table;
+    }
+
+    /// The id of a subject, which is added with value 0 if it is new.
+    pub fn id(&mut self, subject: &[u8]) -> u32 {
+        let (h, found) = self.find(subject);
+        if let Some(id) = found {
+            return id;
+        }
+        if (self.entries.len() + 1) * 4 > self.table.len() * 3 {
+            self.grow();
+        }
+        if self
+            .pages
+            .last()
+            .is_none_or(|p| p.len() + subject.len() > PAGE.max(subject.len()))
+        {
+            // The first page starts small: most blocks have few subjects.
+            let capacity = if self.pages.is_empty() { 256 } else { PAGE };
+            self.pages
+                .push(Vec::with_capacity(capacity.max(subject.len())));
+        }
+        let page = self.pages.len().saturating_sub(1);
+        let offset = self.pages.last().map_or(0, Vec::len);
+        if let Some(p) = self.pages.last_mut() {
+            p.extend_from_slice(subject);
+        }
+        let id = self.entries.len() as u32;
+        self.entries.push(Entry {
+            page: page as u32,
+            offset: offset as u32,
+            len: subject.len() as u32,
+            tag: (h >> 32) as u32,
+            value: 0,
+        });
+        Self::place(&mut self.table, h, id);
+        id
+    }
+
+    /// The value of a subject, to be changed; added with 0 if it is new.
+    pub fn value_mut(&mut self, subject: &[u8]) -> &mut u64 {
+        let id = self.id(subject);
+        self.value_of_mut(id)
+    }
+
+    /// The value under an id.
+    pub fn value_of_mut(&mut self, id: u32) -> &mut u64 {
+        #[expect(clippy::indexing_slicing, reason = "ids come from this map alone")]
+        &mut self.entries[id as usize].value
+    }
+
+    /// The value of a subject, if it is there.
+    pub fn get(&self, subject: &[u8]) -> Option<u64> {
+        self.find(subject)
+            .1
+            .and_then(|id| self.entries.get(id as usize))
+            .map(|e| e.value)
+    }
+
+    /// The subject and value under an id.
+    pub fn entry(&self, id: u32) -> Option<(&[u8], u64)> {
+        self.entries
+            .get(id as usize)
+            .map(|e| (self.bytes(e), e.value))
+    }
+
+    /// All subjects and values, in order of first appearance.
+    pub fn iter(&self) -> impl Iterator<Item = (&[u8], u64)> {
+        self.entries.iter().map(|e| (self.bytes(e), e.value))
+    }
+
+    /// How many subjects have a value above 0.
+    pub fn count_live(&self) -> u64 {
+        self.entries.iter().filter(|e| e.value > 0).count() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    #[test]
+    fn wildcards() {
+        for (f, s) in [
+            ("a.b", "a.b"),
+            ("a.*", "a.b"),
+            ("*.b", "a.b"),
+            (">", "a"),
+            ("a.>", "a.b.c"),
+            ("*.>", "a.b"),
+            ("a.>.b", "a.>.b"),
+        ] {
+            assert!(matches(f.as_bytes(), s.as_bytes()), "{f} {s}");
+        }
+        for (f, s) in [
+            ("a.b", "a"),
+            ("a", "a.b"),
+            ("a.*", "a"),
+            ("a.>", "a"),
+            ("*", "a.b"),
+            ("a.*.c", "a.b.d"),
+        ] {
+            assert!(!matches(f.as_bytes(), s.as_bytes()), "{f} {s}");
+        }
+    }
+
+    #[test]
+    fn counts_like_a_hash_map() {
+        let (mut map, mut model) = (SubjectMap::new(), HashMap::new());
+        for round in 0..3u64 {
+            for i in 0..50_000u64 {
+                let s = format!("orders.{}.{}", i % 7919, "x".repeat((i % 40) as usize));
+                *map.value_mut(s.as_bytes()) += round + 1;
+                *model.entry(s).or_insert(0) += round + 1;
+            }
+        }
+        assert_eq!(map.len(), model.len());
+        for (s, v) in map.iter() {
+            assert_eq!(model[std::str::from_utf8(s).unwrap()], v);
+        }
+        assert_eq!(map.get(b"nope"), None);
+        let long = vec![b'a'; 65_535];
+        *map.value_mut(&long) = 7;
+        assert_eq!(map.get(&long), Some(7));
+        map.clear();
+        assert_eq!((map.len(), map.get(&long)), (0, None));
+    }
+}

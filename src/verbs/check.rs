@@ -1,0 +1,426 @@
+//! `jetsam check`: reads and proves everything, and says what it found.
+
+use super::{Context, Exit, Failure, exit_for, render};
+use crate::finding::{Code, Finding, Severity};
+use crate::format::hash::HashKey;
+use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
+use crate::source::{Role, Source, StreamSource};
+use crate::state::consumers::position;
+use crate::state::{Depth, StreamState, Survey, survey};
+use crate::stream::{INDEX_FILE, Stream, Want};
+use serde::Serialize;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// What was checked.
+#[derive(Debug, Clone, Copy, Default, Serialize)]
+pub struct Summary {
+    /// Streams.
+    pub streams: u64,
+    /// Consumers.
+    pub consumers: u64,
+    /// Blocks, those of raft groups included.
+    pub blocks: u64,
+    /// Records of all kinds.
+    pub records: u64,
+    /// Live messages.
+    pub messages: u64,
+    /// Bytes of files read.
+    pub bytes: u64,
+    /// Findings that are errors.
+    pub errors: u64,
+    /// Findings that are warnings.
+    pub warnings: u64,
+}
+
+/// The outcome of a check.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+    /// What was checked.
+    pub summary: Summary,
+}
+
+/// Runs the verb.
+pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> {
+    let started = Instant::now();
+    let mut report = Report::default();
+    let mut exit = Exit::Clean;
+    for path in sources {
+        let opened = ctx.open(path)?;
+        ctx.require_match(&opened)?;
+        let mut one = check(ctx, &opened.source);
+        if sources.len() > 1 {
+            // `file` is relative to its source; with several sources that alone would be ambiguous.
+            for f in &mut one.findings {
+                let file = f.file.take().unwrap_or_default();
+                f.file = Some(path.join(file).to_string_lossy().into_owned());
+            }
+        }
+        if ctx.close(&opened, Exit::Clean) == Exit::InUse {
+            exit = Exit::InUse;
+        }
+        report.findings.append(&mut one.findings);
+        let (s, o) = (&mut report.summary, one.summary);
+        s.streams += o.streams;
+        s.consumers += o.consumers;
+        s.blocks += o.blocks;
+        s.records += o.records;
+        s.messages += o.messages;
+        s.bytes += o.bytes;
+    }
+    let count = |severity| {
+        report
+            .findings
+            .iter()
+            .filter(|f| f.severity == severity)
+            .count() as u64
+    };
+    report.summary.errors = count(Severity::Error);
+    report.summary.warnings = count(Severity::Warning);
+    if ctx.json {
+        let value = json!({ "findings": report.findings, "summary": report.summary });
+        serde_json::to_writer_pretty(&mut *ctx.out, &value).map_err(std::io::Error::from)?;
+        ctx.out.write_all(b"\n")?;
+    } else {
+        human(ctx, &report, started)?;
+    }
+    Ok(if exit == Exit::Clean {
+        exit_for(&report.findings)
+    } else {
+        exit
+    })
+}
+
+/// Checks the selected streams (and raft groups) of a source.
+pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
+    let mut report = Report {
+        findings: source.findings.clone(),
+        ..Report::default()
+    };
+    let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);
+    for s in source.streams.iter().filter(selected) {
+        report.summary.streams += 1;
+        stream(ctx, s, &mut report);
+    }
+    for s in source.groups.iter().filter(selected) {
+        stream(ctx, s, &mut report);
+    }
+    report
+}
+
+fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
+    let stream = Stream::open(
+        source,
+        &ctx.keys,
+        Want {
+            subjects: true,
+            consumers: true,
+        },
+    );
+    let total: u64 = stream.blocks.iter().map(|b| b.len).sum();
+    ctx.monitor
+        .begin(&format!("Checking {}", stream.name), total);
+    let found = survey(
+        &stream,
+        &ctx.threads,
+        Depth {
+            subjects: false,
+            prove: true,
+        },
+        &|n| ctx.monitor.advance(n),
+    );
+    ctx.monitor.end();
+    let Survey {
+        state,
+        findings,
+        totals,
+    } = found;
+    report.findings.extend(stream.findings.iter().cloned());
+    report.findings.extend(findings);
+    let mut extra = Vec::new();
+    config(&stream, &mut extra);
+    consumers(&stream, &state, &mut extra);
+    side_files(&stream, &mut extra);
+    claims(&stream, &state, &mut extra);
+    if stream.role == Role::RaftGroup {
+        raft_files(&stream, &mut extra);
+    }
+    report.findings.extend(
+        extra
+            .into_iter()
+            .map(|f| f.stream(&stream.account, &stream.name)),
+    );
+    let s = &mut report.summary;
+    s.consumers += stream.consumers.len() as u64;
+    s.blocks += totals.blocks;
+    s.records += totals.records;
+    s.bytes += totals.file_bytes;
+    if stream.role == Role::Stream {
+        s.messages += state.msgs;
+    }
+}
+
+/// The configuration: keys that some servers refuse.
+fn config(stream: &Stream, out: &mut Vec<Finding>) {
+    let Some((_, dir)) = stream.tree() else {
+        return;
+    };
+    let mut look = |m: &meta::MetaInf, place: String, consumer: Option<&str>| {
+        let named = |f: Finding| match consumer {
+            Some(c) => f.file(place.clone()).consumer(c),
+            None => f.file(place.clone()),
+        };
+        for key in meta::unknown_keys(m) {
+            out.push(named(Finding::new(
+                Code::ConfigUnknownKey,
+                format!("unknown key {key:?}"),
+            )));
+        }
+        if m.template_owner().is_some() {
+            out.push(named(
+                Finding::new(
+                    Code::ConfigUnknownKey,
+                    "template_owner: servers since 2.14 refuse it, 2.12 misses the template",
+                )
+                .severity(Severity::Note),
+            ));
+        }
+        for value in meta::unknown_values(m) {
+            out.push(named(
+                Finding::new(Code::ConfigUnsupported, value).severity(Severity::Warning),
+            ));
+        }
+    };
+    if let Some(m) = &stream.meta {
+        look(m, stream.place(&dir.join("meta.inf")), None);
+    }
+    for c in &stream.consumers {
+        if let Some(m) = &c.meta {
+            look(m, stream.place(&c.dir.join("meta.inf")), Some(&c.name));
+        }
+    }
+}
+
+/// Consumers against their stream.
+fn consumers(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
+    for c in &stream.consumers {
+        if c.state.is_none() {
+            continue;
+        }
+        let place = stream.place(&c.dir.join("o.dat"));
+        let at = position(c, state);
+        let ahead = |what: &str, seq: u64| {
+            Finding::new(
+                Code::ConsumerAhead,
+                format!(
+                    "{what} is stream sequence {seq}, the stream ends at {}",
+                    state.last_seq
+                ),
+            )
+            .consumer(&c.name)
+            .file(place.clone())
+            .seq(seq)
+        };
+        if at.delivered.stream > state.last_seq {
+            out.push(ahead("delivered", at.delivered.stream));
+        }
+        if at.ack_floor.stream > state.last_seq.max(at.delivered.stream) {
+            out.push(ahead("ack floor", at.ack_floor.stream));
+        }
+    }
+}
+
+/// `thw.db`, `sched.db`, `sources.db`, `<n>.idx`, `<n>.fss`.
+fn side_files(stream: &Stream, out: &mut Vec<Finding>) {
+    let Some((tree, dir)) = stream.tree() else {
+        return;
+    };
+    let msgs = stream.msgs_dir();
+    type Decode = fn(&[u8]) -> Result<usize, format::Fault>;
+    let files: [(PathBuf, Decode); 3] = [
+        (msgs.join("thw.db"), |b| thw_db::decode(b, 0).map(|d| d.1)),
+        (msgs.join("sched.db"), |b| {
+            sched_db::decode(b, 0).map(|d| d.1)
+        }),
+        (dir.join("sources.db"), |b| {
+            sources_db::decode(b, 0).map(|d| d.1)
+        }),
+    ];
+    let mut buf = Vec::new();
+    for (path, decode) in files {
+        if tree.read_into(&path, &mut buf, INDEX_FILE).is_err() {
+            continue;
+        }
+        let place = stream.place(&path);
+        match decode(&buf) {
+            Ok(used) if used == buf.len() => {}
+            Ok(used) => out.push(
+                Finding::new(
+                    Code::SideFile,
+                    format!("{} bytes after the end", buf.len() - used),
+                )
+                .file(place)
+                .offset(used as u64),
+            ),
+            Err(fault) => out.push(
+                Finding::new(Code::SideFile, fault.kind.to_string())
+                    .file(place)
+                    .offset(fault.offset),
+            ),
+        }
+    }
+    for b in &stream.blocks {
+        if b.idx {
+            let path = msgs.join(format!("{}.idx", b.n));
+            // Servers leave an empty one beside an empty block.
+            if let Some(raw) = stream.read_idx(b.n)
+                && !raw.is_empty()
+                && let Err(fault) = idx::decode(&raw, 0)
+            {
+                out.push(
+                    Finding::new(Code::SideFile, fault.kind.to_string())
+                        .file(stream.place(&path))
+                        .offset(fault.offset),
+                );
+            }
+        }
+        if b.fss {
+            let path = msgs.join(format!("{}.fss", b.n));
+            if tree.read_into(&path, &mut buf, INDEX_FILE).is_ok() {
+                let key = HashKey::block(stream.name.as_bytes(), b.n);
+                if let Err(fault) =
+                    fss::check_hash(&buf, &key).and_then(|_| fss::decode(&buf, 0).map(|_| ()))
+                {
+                    out.push(
+                        Finding::new(Code::SideFile, fault.kind.to_string())
+                            .file(stream.place(&path))
+                            .offset(fault.offset),
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// What `backup.json` says against what is there.
+fn claims(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
+    let Some(claimed) = &stream.claimed else {
+        return;
+    };
+    let place = {
+        let parent = stream.path.parent().unwrap_or(Path::new(""));
+        crate::source::text(&parent.join("backup.json"))
+    };
+    // The state is of the moment when the backup began: a stream in use may have gained messages and
+    // lost some to limits or acknowledgements by the time it was read.
+    if claimed.last_seq > state.last_seq {
+        out.push(
+            Finding::new(
+                Code::BackupJson,
+                format!(
+                    "backup.json says that the stream ends at sequence {}, the archive at {}",
+                    claimed.last_seq, state.last_seq
+                ),
+            )
+            .file(place),
+        );
+    } else if claimed.last_seq == state.last_seq && claimed.messages != state.msgs {
+        let severity = if state.msgs < claimed.messages {
+            Severity::Error
+        } else {
+            Severity::Warning
+        };
+        out.push(
+            Finding::new(
+                Code::BackupJson,
+                format!(
+                    "backup.json says {} messages, the archive holds {}",
+                    claimed.messages, state.msgs
+                ),
+            )
+            .severity(severity)
+            .file(place),
+        );
+    }
+}
+
+/// The files of a raft group beside its log.
+fn raft_files(stream: &Stream, out: &mut Vec<Finding>) {
+    let Some((tree, dir)) = stream.tree() else {
+        return;
+    };
+    let mut buf = Vec::new();
+    let mut check = |path: PathBuf, decode: &dyn Fn(&[u8]) -> Result<(), format::Fault>| {
+        if tree.read_into(&path, &mut buf, INDEX_FILE).is_ok()
+            && let Err(fault) = decode(&buf)
+        {
+            out.push(
+                Finding::new(Code::Raft, fault.kind.to_string())
+                    .file(stream.place(&path))
+                    .offset(fault.offset),
+            );
+        }
+    };
+    check(dir.join("peers.idx"), &|b| {
+        raft::decode_peers(b, 0).map(|_| ())
+    });
+    check(dir.join("tav.idx"), &|b| {
+        raft::decode_vote(b, 0).map(|_| ())
+    });
+    check(dir.join("commit.idx"), &|b| {
+        raft::decode_commit(b, 0, stream.name.as_bytes()).map(|_| ())
+    });
+    let snapshots = dir.join("snapshots");
+    for c in tree.children(&snapshots).unwrap_or_default() {
+        check(snapshots.join(&c.name), &|b| {
+            raft::decode_snapshot(b, 0, stream.name.as_bytes()).map(|_| ())
+        });
+    }
+}
+
+fn human(ctx: &mut Context<'_>, report: &Report, started: Instant) -> Result<(), Failure> {
+    let mut sorted: Vec<&Finding> = report.findings.iter().collect();
+    sorted.sort_by_key(|f| std::cmp::Reverse(f.severity));
+    for f in sorted {
+        let label = render::severity(ctx.style, f.severity);
+        writeln!(
+            ctx.out,
+            "{label}: {} [{}]",
+            render::place(f),
+            f.code.as_str()
+        )?;
+        writeln!(ctx.out, "    {}", render::safe(&f.detail))?;
+        writeln!(ctx.out, "    → {}", f.action)?;
+    }
+    let s = &report.summary;
+    let verdict = match (s.errors, s.warnings) {
+        (0, 0) => render::paint(ctx.style, "sound", render::Color::Green),
+        (e, w) => {
+            let text = format!("{} errors, {} warnings", render::count(e), render::count(w));
+            render::paint(
+                ctx.style,
+                &text,
+                if e > 0 {
+                    render::Color::Red
+                } else {
+                    render::Color::Yellow
+                },
+            )
+        }
+    };
+    writeln!(
+        ctx.out,
+        "Checked {} streams, {} consumers, {} blocks, {} records, {} messages, {} in {:.2} s: {verdict}",
+        render::count(s.streams),
+        render::count(s.consumers),
+        render::count(s.blocks),
+        render::count(s.records),
+        render::count(s.messages),
+        render::bytes(s.bytes),
+        started.elapsed().as_secs_f64(),
+    )?;
+    Ok(())
+}

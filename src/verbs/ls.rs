@@ -1,0 +1,162 @@
+//! `jetsam ls`: the streams of a source, a line each.
+
+use super::info::{cipher_name, compression_name, describe};
+use super::{Context, Exit, Failure, exit_for, render};
+use crate::finding::Severity;
+use crate::source::{Role, text};
+use crate::state::consumers::position;
+use serde_json::json;
+use std::path::Path;
+
+/// What to list besides streams.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Consumers.
+    pub consumers: bool,
+    /// Raft groups and batches.
+    pub raft: bool,
+}
+
+/// Runs the verb.
+pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, Failure> {
+    let opened = ctx.open(path)?;
+    ctx.require_match(&opened)?;
+    let selector = ctx.selector.clone();
+    let mut findings = opened.source.findings.clone();
+    let (mut rows, mut lines) = (Vec::new(), Vec::new());
+    let groups = opened.groups(&selector).filter(|_| options.raft);
+    for source in opened.streams(&selector).chain(groups) {
+        let mut d = describe(ctx, source, false, options.consumers || ctx.json);
+        let s = &d.stream;
+        let errors = d
+            .findings
+            .iter()
+            .filter(|f| f.severity == Severity::Error)
+            .count();
+        let warnings = d
+            .findings
+            .iter()
+            .filter(|f| f.severity == Severity::Warning)
+            .count();
+        if ctx.json {
+            let mut line = json!({
+                "account": s.account,
+                "stream": s.name,
+                "path": text(&s.path),
+                "messages": d.state.msgs,
+                "bytes": d.state.bytes,
+                "first_seq": d.state.first_seq,
+                "last_seq": d.state.last_seq,
+                "consumers": s.consumers.len(),
+                "blocks": s.blocks.len(),
+                "cipher": cipher_name(s),
+                "compression": compression_name(s),
+            });
+            if let Some(map) = line.as_object_mut() {
+                if d.state.last_ts != 0 {
+                    map.insert(
+                        "last_ts".into(),
+                        json!(crate::time::rfc3339(d.state.last_ts)),
+                    );
+                }
+                if options.consumers {
+                    let names: Vec<_> = s.consumers.iter().map(|c| json!(c.name)).collect();
+                    map.insert("consumer_names".into(), json!(names));
+                }
+                map.insert("problems".into(), json!(errors + warnings));
+            }
+            lines.push(line);
+        } else {
+            let problems = match (errors, warnings) {
+                (0, 0) => String::new(),
+                (0, w) => format!("{w} warnings"),
+                (e, 0) => format!("{e} errors"),
+                (e, w) => format!("{e} errors, {w} warnings"),
+            };
+            let kind = match s.role {
+                Role::Stream => "",
+                Role::RaftGroup => "raft group",
+                Role::Batch => "unfinished batch",
+                Role::Deleted => "being deleted",
+            };
+            let mut form = vec![cipher_name(s), compression_name(s), kind];
+            form.retain(|f| !f.is_empty() && *f != "none");
+            rows.push(vec![
+                s.account.clone(),
+                s.name.clone(),
+                render::count(d.state.msgs),
+                render::bytes(d.state.bytes),
+                d.state.first_seq.to_string(),
+                d.state.last_seq.to_string(),
+                render::time(d.state.last_ts),
+                count_consumers(s).to_string(),
+                form.join(", "),
+                problems,
+            ]);
+            if options.consumers {
+                for (c, pending) in s.consumers.iter().zip(&d.pending) {
+                    let at = position(c, &d.state);
+                    rows.push(vec![
+                        String::new(),
+                        format!("> {}", c.name),
+                        render::count(*pending),
+                        String::new(),
+                        at.ack_floor.stream.to_string(),
+                        at.delivered.stream.to_string(),
+                        String::new(),
+                        String::new(),
+                        c.meta
+                            .as_ref()
+                            .map(|m| m.filters().join(", "))
+                            .unwrap_or_default(),
+                        String::new(),
+                    ]);
+                }
+            }
+        }
+        findings.append(&mut d.findings);
+    }
+    if ctx.json {
+        serde_json::to_writer_pretty(&mut *ctx.out, &lines).map_err(std::io::Error::from)?;
+        ctx.out.write_all(b"\n")?;
+    } else if rows.is_empty() {
+        writeln!(ctx.out, "No streams")?;
+    } else {
+        let header = [
+            "Account",
+            "Stream",
+            ">Messages",
+            ">Size",
+            ">First",
+            ">Last",
+            "Last Message",
+            ">Consumers",
+            "Stored As",
+            "Problems",
+        ];
+        writeln!(ctx.out, "{}", render::table(ctx.style, &header, rows))?;
+        if options.consumers {
+            writeln!(
+                ctx.out,
+                "\nConsumers (>): messages not delivered yet; First = ack floor, Last = delivered"
+            )?;
+        }
+    }
+    Ok(ctx.close(&opened, exit_for(&findings)))
+}
+
+/// Consumers on disk, without opening them.
+fn count_consumers(stream: &crate::stream::Stream) -> usize {
+    if !stream.consumers.is_empty() {
+        return stream.consumers.len();
+    }
+    match stream.tree() {
+        Some((tree, dir)) => tree
+            .children(&dir.join("obs"))
+            .unwrap_or_default()
+            .iter()
+            .filter(|c| c.kind == crate::source::tree::ChildKind::Dir)
+            .count(),
+        None => stream.entries().map_or(0, |v2| v2.consumers().len()),
+    }
+}

@@ -1,0 +1,411 @@
+//! What every black-box test needs: fixtures unpacked, the binary run, trees compared, JSON compared.
+#![allow(
+    dead_code,
+    reason = "each test binary uses its own part of this module"
+)]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// `fixtures/` in the repository.
+pub fn fixtures_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")
+}
+
+/// Names (without `.tar.xz`) of the archives in `fixtures/<kind>`.
+pub fn fixture_names(kind: &str) -> Vec<String> {
+    let mut names: Vec<String> = fs::read_dir(fixtures_dir().join(kind))
+        .unwrap()
+        .filter_map(|e| {
+            e.unwrap()
+                .file_name()
+                .to_str()?
+                .strip_suffix(".tar.xz")
+                .map(str::to_owned)
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// A fixture's tree, unpacked once per version of the archive below `target/fixtures/`.
+///
+/// Test processes run side by side, so the tree is unpacked beside its place and renamed into it: whoever
+/// comes second finds the rename refused and uses what is there. Nobody may write below it; use [`copy_tree`].
+pub fn fixture(kind: &str, name: &str) -> PathBuf {
+    let packed = fs::read(fixtures_dir().join(kind).join(format!("{name}.tar.xz")))
+        .unwrap_or_else(|e| panic!("fixture {kind}/{name}: {e}"));
+    let digest: String = Sha256::digest(&packed)
+        .iter()
+        .take(4)
+        .fold(String::new(), |mut s, b| {
+            let _ = write!(s, "{b:02x}");
+            s
+        });
+    let root = Path::new(env!("CARGO_TARGET_TMPDIR"))
+        .parent()
+        .unwrap()
+        .join("fixtures");
+    let ready = root.join(format!("{name}-{digest}"));
+    if ready.is_dir() {
+        return ready;
+    }
+    fs::create_dir_all(&root).unwrap();
+    let staging = tempfile::Builder::new()
+        .prefix(".unpack-")
+        .tempdir_in(&root)
+        .unwrap();
+    let tree = staging.path().join("tree");
+    fs::create_dir(&tree).unwrap();
+    tar::Archive::new(xz2::read::XzDecoder::new(packed.as_slice()))
+        .unpack(&tree)
+        .unwrap();
+    match fs::rename(&tree, &ready) {
+        Ok(()) => ready,
+        Err(_) if ready.is_dir() => ready,
+        Err(e) => panic!(
+            "cannot move the unpacked fixture to {}: {e}",
+            ready.display()
+        ),
+    }
+}
+
+/// A real server's data directories with the truth about them: see `fixtures/README.md`.
+pub struct Fixture {
+    pub name: String,
+    pub dir: PathBuf,
+    pub truth: Value,
+}
+
+impl Fixture {
+    pub fn open(name: &str) -> Self {
+        Self::open_kind("stores", name)
+    }
+
+    pub fn open_kind(kind: &str, name: &str) -> Self {
+        let dir = fixture(kind, name);
+        let truth = read_json(&dir.join("truth.json"));
+        Fixture {
+            name: name.to_owned(),
+            dir,
+            truth,
+        }
+    }
+
+    /// The server that wrote it, e.g. `(2, 9, 25)`.
+    pub fn version(&self) -> (u32, u32, u32) {
+        let mut parts = self.truth["server"]
+            .as_str()
+            .unwrap()
+            .split('.')
+            .map(|p| p.parse().unwrap());
+        (
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+            parts.next().unwrap(),
+        )
+    }
+
+    pub fn key(&self) -> Option<&str> {
+        self.truth["key"].as_str()
+    }
+
+    pub fn killed(&self) -> bool {
+        self.truth["killed"] == true || self.is_cluster()
+    }
+
+    pub fn is_cluster(&self) -> bool {
+        self.dir.join("n0").is_dir()
+    }
+
+    /// The store directories: one, or one per node of a cluster.
+    pub fn stores(&self) -> Vec<PathBuf> {
+        if self.is_cluster() {
+            ["n0", "n1", "n2"]
+                .iter()
+                .map(|n| self.dir.join(n).join("store"))
+                .collect()
+        } else {
+            vec![self.dir.join("store")]
+        }
+    }
+
+    /// What `-kill` fixtures were read back as by the server that wrote them.
+    pub fn recovered(&self) -> Option<Value> {
+        let path = self.dir.join("recovered.json");
+        path.exists().then(|| read_json(&path))
+    }
+
+    /// `jetsam` with this fixture's key, if it has one, in the environment.
+    pub fn jetsam(&self) -> Jetsam {
+        let mut j = Jetsam::new();
+        if let Some(key) = self.key() {
+            j.command.env("JETSAM_KEY", key);
+        }
+        j
+    }
+}
+
+pub fn read_json(path: &Path) -> Value {
+    let bytes = fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// One call of the binary.
+pub struct Jetsam {
+    pub command: Command,
+}
+
+/// How a call ended.
+pub struct Ran {
+    pub line: String,
+    pub status: Option<i32>,
+    pub stdout: Vec<u8>,
+    pub stderr: String,
+}
+
+impl Jetsam {
+    pub fn new() -> Self {
+        let mut command = Command::new(assert_cmd::cargo::cargo_bin!("jetsam"));
+        command.env_remove("JETSAM_KEY").env("NO_COLOR", "1");
+        Jetsam { command }
+    }
+
+    pub fn arg(mut self, arg: impl AsRef<std::ffi::OsStr>) -> Self {
+        self.command.arg(arg);
+        self
+    }
+
+    pub fn args<I: IntoIterator<Item = S>, S: AsRef<std::ffi::OsStr>>(mut self, args: I) -> Self {
+        self.command.args(args);
+        self
+    }
+
+    pub fn run(mut self) -> Ran {
+        let line = format!("{:?}", self.command);
+        let out = self
+            .command
+            .output()
+            .unwrap_or_else(|e| panic!("{line}: {e}"));
+        Ran {
+            line,
+            status: out.status.code(),
+            stdout: out.stdout,
+            stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+        }
+    }
+}
+
+impl Ran {
+    /// Fails unless it ended with this status.
+    #[track_caller]
+    pub fn status(self, want: i32) -> Self {
+        assert_eq!(
+            self.status,
+            Some(want),
+            "{}\nstdout: {}\nstderr: {}",
+            self.line,
+            String::from_utf8_lossy(&self.stdout)
+                .chars()
+                .take(4000)
+                .collect::<String>(),
+            self.stderr
+        );
+        self
+    }
+
+    /// The whole of stdout as one JSON value.
+    #[track_caller]
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.stdout).unwrap_or_else(|e| {
+            panic!(
+                "{}: not JSON: {e}\nstdout: {}\nstderr: {}",
+                self.line,
+                String::from_utf8_lossy(&self.stdout),
+                self.stderr
+            )
+        })
+    }
+
+    /// Stdout as one JSON value per line.
+    #[track_caller]
+    pub fn json_lines(&self) -> Vec<Value> {
+        self.stdout
+            .split(|b| *b == b'\n')
+            .filter(|l| !l.is_empty())
+            .map(|l| {
+                serde_json::from_slice(l).unwrap_or_else(|e| {
+                    panic!(
+                        "{}: not JSON: {e}: {}",
+                        self.line,
+                        String::from_utf8_lossy(l)
+                    )
+                })
+            })
+            .collect()
+    }
+}
+
+/// Collects differences, so that a failing test shows all of them at once.
+#[derive(Default)]
+pub struct Differences {
+    found: Vec<String>,
+}
+
+impl Differences {
+    pub fn add(&mut self, what: impl Into<String>) {
+        self.found.push(what.into());
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.found.is_empty()
+    }
+
+    /// Notes a difference between two scalars, objects or arrays; objects are walked, so that the path is exact.
+    pub fn json(&mut self, path: &str, got: &Value, want: &Value) {
+        match (got, want) {
+            (Value::Object(g), Value::Object(w)) => {
+                for (k, gv) in g {
+                    match w.get(k) {
+                        Some(wv) => self.json(&format!("{path}.{k}"), gv, wv),
+                        None => self.add(format!(
+                            "{path}.{k}: {} where the truth has none",
+                            short(gv)
+                        )),
+                    }
+                }
+                for (k, wv) in w {
+                    if !g.contains_key(k) {
+                        self.add(format!("{path}.{k}: missing, the truth is {}", short(wv)));
+                    }
+                }
+            }
+            _ if got == want => {}
+            _ if same_instant(got, want) => {}
+            _ => self.add(format!(
+                "{path}: {} but the truth is {}",
+                short(got),
+                short(want)
+            )),
+        }
+    }
+
+    #[track_caller]
+    pub fn none(self, what: &str) {
+        let n = self.found.len();
+        let shown: Vec<_> = self.found.into_iter().take(40).collect();
+        assert!(n == 0, "{what}: {n} differences\n  {}", shown.join("\n  "));
+    }
+}
+
+/// RFC 3339 allows trailing zeros in the fraction, and Go leaves them out.
+fn same_instant(a: &Value, b: &Value) -> bool {
+    match (instant(a), instant(b)) {
+        (Some(a), Some(b)) => a == b,
+        _ => false,
+    }
+}
+
+pub fn instant(v: &Value) -> Option<jiff::Timestamp> {
+    v.as_str()
+        .filter(|s| s.contains('T'))
+        .and_then(|s| s.parse().ok())
+}
+
+fn short(v: &Value) -> String {
+    let s = v.to_string();
+    if s.chars().count() > 160 {
+        format!("{}…", s.chars().take(160).collect::<String>())
+    } else {
+        s
+    }
+}
+
+/// Copies a tree: files, directories, symbolic links, modes and modification times.
+pub fn copy_tree(from: &Path, to: &Path) {
+    let meta = fs::symlink_metadata(from).unwrap();
+    if meta.is_symlink() {
+        std::os::unix::fs::symlink(fs::read_link(from).unwrap(), to).unwrap();
+        return;
+    }
+    if meta.is_dir() {
+        fs::create_dir(to).unwrap();
+        for entry in fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            copy_tree(&entry.path(), &to.join(entry.file_name()));
+        }
+    } else {
+        fs::copy(from, to).unwrap();
+    }
+    fs::set_permissions(to, meta.permissions()).unwrap();
+    let times = fs::FileTimes::new().set_modified(meta.modified().unwrap());
+    if let Ok(f) = fs::File::open(to) {
+        f.set_times(times).unwrap();
+    }
+}
+
+/// Everything about a tree that a reader must leave alone: names, kinds, modes, sizes, bytes, and the times of
+/// change of content and of inode (not of access).
+pub fn fingerprint(root: &Path) -> BTreeMap<PathBuf, String> {
+    let mut all = BTreeMap::new();
+    let mut todo = vec![root.to_owned()];
+    while let Some(path) = todo.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        let content = if meta.is_dir() {
+            let entries: io::Result<Vec<_>> = fs::read_dir(&path).unwrap().collect();
+            todo.extend(entries.unwrap().into_iter().map(|e| e.path()));
+            "dir".to_owned()
+        } else if meta.is_symlink() {
+            format!("-> {}", fs::read_link(&path).unwrap().display())
+        } else {
+            format!("{:?}", Sha256::digest(fs::read(&path).unwrap()).as_slice())
+        };
+        let what = format!(
+            "mode {:o} size {} mtime {}.{:09} ctime {}.{:09} inode {} {content}",
+            meta.mode(),
+            meta.size(),
+            meta.mtime(),
+            meta.mtime_nsec(),
+            meta.ctime(),
+            meta.ctime_nsec(),
+            meta.ino(),
+        );
+        all.insert(path, what);
+    }
+    all
+}
+
+/// The directories `jetstream/ACCOUNT/streams/STREAM` of a store: (account, stream, path).
+pub fn stream_dirs(store: &Path) -> Vec<(String, String, PathBuf)> {
+    let mut found = Vec::new();
+    for account in fs::read_dir(store.join("jetstream")).unwrap() {
+        let account = account.unwrap();
+        let Ok(streams) = fs::read_dir(account.path().join("streams")) else {
+            continue;
+        };
+        for stream in streams {
+            let stream = stream.unwrap();
+            found.push((
+                account.file_name().into_string().unwrap(),
+                stream.file_name().into_string().unwrap(),
+                stream.path(),
+            ));
+        }
+    }
+    found.sort();
+    found
+}
