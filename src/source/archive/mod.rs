@@ -3,7 +3,7 @@
 
 mod frames;
 mod gzip;
-mod shim;
+mod headers;
 mod tar_tree;
 mod v2;
 
@@ -13,7 +13,7 @@ pub use v2::{V2, V2Consumer, V2End, V2Message, V2State};
 use crate::finding::{Code, Finding};
 use frames::{Frames, pread};
 use gzip::Gzip;
-use shim::{archive_v2, tar};
+use headers::{archive_v2, tar};
 use std::fs::File;
 use std::io;
 use std::ops::Range;

@@ -4,7 +4,7 @@
 //! what it needs from the container, so members of an S2-framed or plain tar can be read in any
 //! order and by several threads.
 
-use super::shim::tar;
+use super::headers::tar;
 use super::{Container, MAX_FINDINGS, Notes};
 use crate::finding::{Code, Finding, Severity};
 use crate::source::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
@@ -373,7 +373,7 @@ impl Index<'_> {
                         } else if let Some(pax) = tar::pax(&body) {
                             ext.path = pax.path.or(ext.path);
                             ext.size = pax.size.or(ext.size);
-                            ext.modified = pax.mtime.or(ext.modified);
+                            ext.modified = pax.modified.or(ext.modified);
                             ext.sparse |= pax.sparse;
                         } else {
                             self.damaged(at, "an extended header that does not parse");
@@ -399,7 +399,7 @@ impl Index<'_> {
                     let member = Member {
                         at: data,
                         size,
-                        modified: ext.modified.unwrap_or(header.mtime),
+                        modified: ext.modified.unwrap_or(header.modified),
                     };
                     if let Some(why) = refused {
                         self.member_note(why, Severity::Error, &name, at);

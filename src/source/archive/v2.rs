@@ -4,7 +4,7 @@
 //! are decoded in parallel; entries are taken from them in order. Where a frame is damaged the
 //! messages in it are lost; reading goes on where entries make sense again.
 
-use super::shim::archive_v2::{self, Header};
+use super::headers::archive_v2::{self, Header};
 use super::{ArchiveError, Container, Notes};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::FaultKind;
