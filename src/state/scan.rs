@@ -264,7 +264,9 @@ fn scan_block(
             live
         };
         if live && r.subject.is_empty() && stream.role == Role::Stream {
-            findings.add(Code::RecordFields, r.offset, Some(r.seq), || "a message without subject".into());
+            findings.add(Code::RecordFields, r.offset, Some(r.seq), || {
+                "a message without subject".into()
+            });
         }
         // The logs of raft groups have no subjects, and nothing counts them.
         let mut subject = NO_SUBJECT;
