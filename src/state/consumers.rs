@@ -3,7 +3,7 @@
 use super::subjects::{SubjectMap, matches_any};
 use super::visit::live_records;
 use super::{StreamState, blocks_to_read};
-use crate::format::o_dat::{ConsumerState, SeqPair};
+use crate::format::o_dat::SeqPair;
 use crate::pipeline::{self, Threads};
 use crate::stream::{Consumer, Scratch, Stream};
 use std::ops::ControlFlow;
@@ -19,9 +19,8 @@ pub struct Position {
 
 /// Where a consumer stands.
 pub fn position(consumer: &Consumer, state: &StreamState) -> Position {
-    // Servers before 2.9 store zeros until the first delivery.
-    let unused = |s: &ConsumerState| *s == ConsumerState::default();
-    if let Some(s) = consumer.state.as_ref().filter(|s| !unused(s)) {
+    // Zeros count, too: a consumer that never delivered starts over at every server's start.
+    if let Some(s) = &consumer.state {
         return Position {
             delivered: s.delivered,
             ack_floor: s.ack_floor,

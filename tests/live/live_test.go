@@ -111,7 +111,7 @@ func testStore(t *testing.T, v Version, kind variant, seed int64) {
 	killed := Rules{Version: v, Ended: time.Now(), Restarted: true, Killed: true, Updated: f.Updated}
 	report(t, "the server after a kill", Compare(truth, recovered, killed))
 	if seen != nil {
-		report(t, "jetsam on the killed store", Compare(recovered, seen, Rules{Version: v, Ended: time.Now(), Restarted: true, Updated: f.Updated}))
+		report(t, "jetsam on the killed store", Compare(recovered, seen, Rules{Version: v, Ended: time.Now(), Restarted: true, Updated: f.Updated, AtStop: true}))
 	}
 	s.Stop()
 	compareStopped(t, store, o, recovered, Rules{Version: v, Ended: time.Now(), Restarted: true, Updated: f.Updated})

@@ -214,6 +214,9 @@ type Rules struct {
 	// Updated: streams whose configuration was changed in a run of the server that was not their first. Until
 	// 2.14.5 such a change writes the time of the server's start into meta.inf as the time of creation.
 	Updated map[string]bool
+	// AtStop: what is compared was read before the server started whose answer is the truth. The start itself
+	// changes some things then.
+	AtStop bool
 }
 
 // Compare lists how got differs from the truth.
@@ -259,6 +262,12 @@ func storedConfig(c map[string]any) map[string]any {
 		delete(c, "metadata")
 		if len(md) > 0 {
 			c["metadata"] = md
+		}
+	}
+	// A newer server answers with its defaults for keys that an older one, which wrote meta.inf, did not know.
+	for k, v := range c {
+		if m, ok := v.(map[string]any); v == nil || v == false || v == "none" || ok && len(m) == 0 {
+			delete(c, k)
 		}
 	}
 	return c
@@ -318,13 +327,36 @@ func compareStream(w, g *Stream, r Rules, updated bool) (out []string) {
 			s.FirstTime, s.LastTime = time.Time{}, time.Time{}
 		}
 	}
-	if ws.Messages == 0 && gs.Messages == 0 && r.Restarted { // 2.9 reads a zero time back as 1970
+	// Servers read a zero time back as 1970.
+	for _, t := range []*time.Time{&ws.FirstTime, &gs.FirstTime, &ws.LastTime, &gs.LastTime} {
+		if t.UnixNano() == 0 {
+			*t = time.Time{}
+		}
+	}
+	if ws.Messages == 0 && gs.Messages == 0 {
+		// No time belongs to the first sequence of an empty stream; some servers keep the one it had.
 		ws.FirstTime, gs.FirstTime = time.Time{}, time.Time{}
+		// Before 2.10 nothing on disk keeps the last time of a stream that became empty.
+		if r.Version.Before(2, 10, 0) {
+			ws.LastTime, gs.LastTime = time.Time{}, time.Time{}
+		}
+	}
+	// What every consumer has acknowledged goes at a start, and not before.
+	if r.AtStop && w.Config["retention"] == "interest" {
+		for _, d := range compareMessages(w.Messages, g.Messages) {
+			if !strings.HasSuffix(d, "is not in the truth") && !strings.HasPrefix(d, "…") {
+				out = append(out, d)
+			}
+		}
+		return out
 	}
 	// A record that was erased has no time. Where it is the last one, a server that scans blocks has no last time
 	// either; the store may know better.
 	if r.Restarted && ws.LastTime.IsZero() && ws.Messages > 0 {
 		gs.LastTime = ws.LastTime
+	}
+	if r.Version.Before(2, 10, 0) && gs.LastTime.IsZero() && slices.Contains(ws.Deleted, ws.LastSeq) {
+		ws.LastTime = gs.LastTime
 	}
 	// Before 2.10 a message that nobody is interested in leaves no record: the index knows the first of a run, and
 	// the last sequence is gone with the server.
@@ -359,6 +391,13 @@ func compareStream(w, g *Stream, r Rules, updated bool) (out []string) {
 		case gc == nil:
 			out = append(out, "> "+name+": missing")
 		default:
+			// A start gives up on what was delivered too often, and before 2.10 moves ack floors over deletes, in
+			// memory: o.dat has the new one only when something else changes.
+			if r.AtStop && wc.Config["backoff"] != nil || r.Restarted && r.Version.Before(2, 10, 0) {
+				copied := *wc
+				copied.NumAckPending, copied.AckFloor, copied.NumRedelivered = gc.NumAckPending, gc.AckFloor, gc.NumRedelivered
+				wc = &copied
+			}
 			// Servers keep a running number, which deletes can leave too high; a restart counts anew.
 			if n, ok := countPending(wc, w.Messages); ok && gc.NumPending == n {
 				copied := *wc
