@@ -585,9 +585,7 @@ impl Stream {
                 prior: Some(db),
             })
         };
-        if let Err(fault) = index_db::totals_agree(&db) {
-            return Err(fault);
-        }
+        index_db::totals_agree(&db)?;
         if let Some(n) = self
             .blocks
             .last()
