@@ -631,9 +631,11 @@ impl Stream {
                 );
             }
         }
+        // The server passes over entries without messages, the last one aside: their files may be gone.
         let missing: Vec<u64> = db
             .blocks
             .iter()
+            .filter(|b| b.msgs() > 0 || b.index == db.last_block)
             .map(|b| b.index)
             .filter(|n| self.blocks.binary_search_by_key(n, |b| b.n).is_err())
             .collect();
