@@ -546,6 +546,7 @@ impl Finder<'_> {
                         "no backup.json here: `nats account restore` stops at such a directory",
                     )
                     .severity(Severity::Warning)
+                    .stream(account, &name_text(name))
                     .file(text(&at)),
                 );
             }
@@ -606,7 +607,8 @@ impl Finder<'_> {
                 self.streams.push(stream);
             }
             Err(e) => {
-                self.findings.append(&mut findings);
+                self.findings
+                    .extend(findings.into_iter().map(|f| f.stream(account, &name)));
                 self.findings.push(
                     Finding::new(e.code(), e.to_string())
                         .stream(account, &name)

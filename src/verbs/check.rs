@@ -1,6 +1,6 @@
 //! `jetsam check`: reads and proves everything, and says what it found.
 
-use super::{Context, Exit, Failure, exit_for, render};
+use super::{Context, Exit, Failure, concerns, exit_for, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
@@ -97,7 +97,12 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
 /// Checks the selected streams (and raft groups) of a source.
 pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
     let mut report = Report {
-        findings: source.findings.clone(),
+        findings: source
+            .findings
+            .iter()
+            .filter(|f| concerns(&ctx.selector, f))
+            .cloned()
+            .collect(),
         ..Report::default()
     };
     let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);

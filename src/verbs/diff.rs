@@ -99,13 +99,7 @@ pub fn run(ctx: &mut Context<'_>, a: &Path, b: &Path, _: &Options) -> Result<Exi
     }
     let mut findings = Vec::new();
     for opened in [&a, &b] {
-        let chosen = |f: &&Finding| {
-            f.stream.as_deref().is_none_or(|s| {
-                ctx.selector
-                    .stream(f.account.as_deref().unwrap_or_default(), s)
-            })
-        };
-        let own = opened.source.findings.iter().filter(chosen).cloned();
+        let own = opened.findings(&ctx.selector).cloned();
         findings.extend(placed(opened, own));
     }
     let selector = ctx.selector.clone();

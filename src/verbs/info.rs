@@ -280,7 +280,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     let selector = ctx.selector.clone();
-    let mut findings = opened.source.findings.clone();
+    let mut findings: Vec<Finding> = opened.findings(&selector).cloned().collect();
     if ctx.json {
         ctx.out.write_all(b"[")?;
     }

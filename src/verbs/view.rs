@@ -143,20 +143,8 @@ pub fn run(ctx: &mut Context<'_>, source: &Path, options: &Options) -> Result<Ex
     if let Output::Dir(dir) = &options.output {
         outside(dir, &opened.source)?;
     }
-    let chosen = |f: &&Finding| {
-        f.stream.as_deref().is_none_or(|s| {
-            ctx.selector
-                .stream(f.account.as_deref().unwrap_or_default(), s)
-        })
-    };
-    let mut findings: Vec<Finding> = opened
-        .source
-        .findings
-        .iter()
-        .filter(chosen)
-        .cloned()
-        .collect();
     let selector = ctx.selector.clone();
+    let mut findings: Vec<Finding> = opened.findings(&selector).cloned().collect();
     let streams: Vec<&StreamSource> = opened.streams(&selector).collect();
     let mut left = options.limit.unwrap_or(u64::MAX);
     let several = streams.len() > 1;
