@@ -8,6 +8,7 @@ pub mod tree;
 
 use crate::finding::{Code, Finding, Severity};
 use crate::format::backup_json::{self, BackupJson};
+use crate::format::meta;
 use dir::{DirTree, FileTree};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -303,7 +304,8 @@ impl Finder<'_> {
                 self.push(account, was, Role::Deleted, &at);
                 continue;
             }
-            if self.list(&at).is_empty() {
+            // What is inside is noted when the stream is opened.
+            if self.tree.children(&at).is_ok_and(|c| c.is_empty()) {
                 self.findings.push(
                     Finding::new(Code::OddName, "an empty stream directory")
                         .stream(account, &text)
@@ -379,6 +381,22 @@ fn account_above(names: &[String]) -> Option<String> {
     }
 }
 
+/// The name of the stream in the directory `dir`, if its `meta.inf` has to be asked for it: records are
+/// hashed with a stream's name, and moved out of its store the directory may have another.
+fn moved_name(dir: &Path, names: &[String]) -> Option<String> {
+    const CEILING: u64 = 16 << 20;
+    let in_store = |above: &String| matches!(above.as_str(), "streams" | "_js_" | "batches");
+    if names.get(1).is_some_and(in_store) {
+        return None;
+    }
+    let mut raw = Vec::new();
+    DirTree::new(dir, false)
+        .read_into(Path::new("meta.inf"), &mut raw, CEILING)
+        .ok()?;
+    // Encrypted, it does not parse.
+    meta::decode_stream(&raw).ok()?.name
+}
+
 /// Opens whatever `path` is.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
     let io_error = |source| OpenError::Io {
@@ -438,7 +456,9 @@ impl Finder<'_> {
         }
         if is_stream(children) {
             let account = account_above(&names).or(account_hint).unwrap_or_default();
-            let name = stream_hint.unwrap_or_else(|| own.trim_start_matches('.').to_owned());
+            let name = stream_hint
+                .or_else(|| moved_name(path, &names))
+                .unwrap_or_else(|| own.trim_start_matches('.').to_owned());
             let role = if is_group(children) {
                 Role::RaftGroup
             } else if names.get(1).is_some_and(|n| n == "batches") {
@@ -456,7 +476,12 @@ impl Finder<'_> {
         if has_blocks(children) {
             let above = names.get(1..).unwrap_or_default();
             let name = stream_hint
-                .or_else(|| (own == "msgs").then(|| above.first().cloned()).flatten())
+                .or_else(|| {
+                    if own != "msgs" {
+                        return None;
+                    }
+                    moved_name(&path.join(".."), above).or_else(|| above.first().cloned())
+                })
                 .unwrap_or_else(|| own.clone());
             let account = account_above(above).or(account_hint).unwrap_or_default();
             self.push_with(&account, &name, Role::Stream, root, root);
@@ -523,6 +548,12 @@ impl Finder<'_> {
                 self.backups(path, Path::new(d), &name_text(d));
             }
             return Ok(SourceKind::AccountBackup);
+        }
+        if has(children, "jetstream", ChildKind::Symlink) {
+            return Err(OpenError::Unknown {
+                path: path.to_owned(),
+                why: "jetstream is a symbolic link here, and links inside of a store are not followed: give the directory that it leads to".into(),
+            });
         }
         if own == "jetstream" && children.is_empty() {
             return Ok(SourceKind::Store);
@@ -689,10 +720,16 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         } else {
             None
         };
-        let name = options
-            .stream
-            .clone()
-            .or_else(|| if in_msgs { above.get(1).cloned() } else { None });
+        let name = options.stream.clone().or_else(|| {
+            if !in_msgs {
+                return None;
+            }
+            let inside = above.get(1..).unwrap_or_default();
+            let full = std::fs::canonicalize(path).ok();
+            full.as_deref()
+                .and_then(|p| moved_name(p.parent()?.parent()?, inside))
+                .or_else(|| inside.first().cloned())
+        });
         source.streams.push(StreamSource {
             account: account.unwrap_or(account_hint),
             name: name.unwrap_or_default(),

@@ -270,7 +270,7 @@ impl Stream {
         };
         if self.account.is_empty() && code == Code::KeyWrong {
             detail.push_str(
-                "; the account is part of the key and the path does not tell it: give it with -a",
+                "; the account is part of the key and the path does not tell it: give it with -a (and the stream's name with -s, if the directory has another)",
             );
         }
         Finding::new(code, detail)
@@ -309,7 +309,12 @@ impl Stream {
             Ok(None) => {
                 // A directory that is being deleted has lost its meta.inf already; batches have one.
                 if self.role != Role::Deleted {
-                    self.push(Finding::new(Code::MetaMissing, "no meta.inf").file(inf_place));
+                    let detail = if self.path.as_os_str().is_empty() {
+                        "no meta.inf; the stream's name is taken from the path: give it with -s if it is another"
+                    } else {
+                        "no meta.inf"
+                    };
+                    self.push(Finding::new(Code::MetaMissing, detail).file(inf_place));
                 }
                 return;
             }
