@@ -383,7 +383,7 @@ fn account_above(names: &[String]) -> Option<String> {
 
 /// The name of the stream in the directory `dir`, if its `meta.inf` has to be asked for it: records are
 /// hashed with a stream's name, and moved out of its store the directory may have another.
-fn moved_name(dir: &Path, names: &[String]) -> Option<String> {
+pub fn moved_name(dir: &Path, names: &[String]) -> Option<String> {
     const CEILING: u64 = 16 << 20;
     let in_store = |above: &String| matches!(above.as_str(), "streams" | "_js_" | "batches");
     if names.get(1).is_some_and(in_store) {

@@ -44,6 +44,7 @@ pub fn run(ctx: &mut Context<'_>, files: &[PathBuf], options: &Options) -> Resul
 
 /// Where a file stands in a store, as its path tells: file name first.
 struct Names {
+    full: PathBuf,
     own: String,
     above: Vec<String>,
 }
@@ -61,11 +62,25 @@ impl Names {
         } else {
             names.remove(0)
         };
-        Self { own, above: names }
+        Self {
+            full,
+            own,
+            above: names,
+        }
     }
 
     fn above(&self, n: usize) -> &str {
         self.above.get(n).map_or("", String::as_str)
+    }
+
+    /// The stream whose directory is `skip` above the file's.
+    fn stream(&self, skip: usize) -> String {
+        let names = self.above.get(skip..).unwrap_or_default();
+        self.full
+            .ancestors()
+            .nth(skip + 1)
+            .and_then(|dir| source::moved_name(dir, names))
+            .unwrap_or_else(|| self.above(skip).to_owned())
     }
 
     /// Account, stream and consumer of the directory that the file belongs to.
@@ -77,7 +92,7 @@ impl Names {
             } else {
                 String::new()
             },
-            stream: self.above(skip).to_owned(),
+            stream: self.stream(skip),
             consumer: None,
         };
         match (self.above(0), self.above(1)) {
