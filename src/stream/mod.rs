@@ -742,6 +742,8 @@ impl Stream {
             for c in v2.consumers() {
                 self.consumers.push(Consumer::from_entry(c));
             }
+            // As a directory lists them; the archive has them in no order.
+            self.consumers.sort_by(|a, b| a.name.cmp(&b.name));
         }
     }
 
