@@ -292,6 +292,12 @@ impl Finder<'_> {
 
     fn streams(&mut self, dir: &Path, account: &str) {
         let children = self.list(dir);
+        for c in children.iter().filter(|c| c.kind == ChildKind::File) {
+            self.findings.push(
+                Finding::new(Code::OddName, "a file where only stream directories belong")
+                    .file(text(&join(dir, &c.name))),
+            );
+        }
         for name in Self::dirs(&children) {
             let at = join(dir, name);
             let text = name_text(name);
@@ -712,8 +718,10 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
     };
     if numbered(OsStr::new(&own), "blk").is_some() {
         let above = names.get(1..).unwrap_or_default();
+        // A link that the user names is followed.
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let tree =
-            FileTree::new(path, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
+            FileTree::new(&real, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
         let in_msgs = above.first().is_some_and(|n| n == "msgs");
         let account = if in_msgs {
             above.get(1..).and_then(account_above)

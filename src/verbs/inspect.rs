@@ -127,6 +127,9 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
             path.display()
         )));
     }
+    // The path is the user's own: a link in it is followed, a device is not opened.
+    let real = std::fs::canonicalize(path).map_err(io)?;
+    let opened = open_read_only(&real).map_err(io)?;
     let names = Names::of(path);
     let mut owner = names.owner();
     if let Some(s) = ctx.selector.exact_stream() {
@@ -145,7 +148,7 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
         || names.own.ends_with(".new")
         || names.own.ends_with(".blk.tmp");
     if is_block || (options.block.is_some() && !names.own.contains('.')) {
-        return records(ctx, path, &owner, block, options);
+        return records(ctx, path, &real, &owner, block, options);
     }
     let mut raw = Vec::new();
     let len = meta.len();
@@ -155,11 +158,7 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
             path.display()
         )));
     }
-    open_read_only(path)
-        .map_err(io)?
-        .take(INDEX_FILE)
-        .read_to_end(&mut raw)
-        .map_err(io)?;
+    opened.take(INDEX_FILE).read_to_end(&mut raw).map_err(io)?;
     let shown = decode(ctx, path, &names, &owner, block, &raw);
     let bad = shown.get("fault").is_some() || shown.get("hash").is_some_and(|h| h == "bad");
     let locked = shown.get("locked").is_some();
@@ -283,6 +282,7 @@ struct RecordLine<'a> {
 fn records(
     ctx: &mut Context<'_>,
     path: &Path,
+    real: &Path,
     owner: &Owner,
     block: Option<u64>,
     options: &Options,
@@ -299,11 +299,19 @@ fn records(
             path.display()
         )));
     }
-    let dir = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default();
+    let dir = real.parent().unwrap_or(Path::new("/"));
+    let name = real.file_name().unwrap_or_default();
+    // Findings name the file as it was typed; a key beside it stands in the same directory.
+    let typed = |mut f: Finding| {
+        f.file = f.file.map(|file| {
+            if file == format!("{n}.blk") {
+                source::text(path)
+            } else {
+                source::text(&path.with_file_name(file))
+            }
+        });
+        f
+    };
     let tree: std::sync::Arc<dyn source::tree::Tree> = std::sync::Arc::new(OneBlock {
         dir: source::dir::DirTree::new(dir, false),
         name: name.into(),
@@ -348,12 +356,13 @@ fn records(
     let loaded = match stream.load(&file, &mut scratch) {
         Ok(loaded) => loaded,
         Err(finding) => {
-            ctx.monitor.warn(&render::finding_line(&finding));
+            ctx.monitor
+                .warn(&render::finding_line(&typed((*finding).clone())));
             return Ok(super::exit_for(&[*finding]).max_found());
         }
     };
     for f in &loaded.findings {
-        ctx.monitor.warn(&render::finding_line(f));
+        ctx.monitor.warn(&render::finding_line(&typed(f.clone())));
     }
     let mut bad = loaded
         .findings
