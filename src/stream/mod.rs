@@ -26,7 +26,7 @@ const SMALL_FILE: u64 = 64 << 10;
 const META_FILE: u64 = 16 << 20;
 /// Ceiling for `index.db`, `.idx`, `.fss`, `thw.db` and their kind: ten million subjects of 100
 /// bytes fit.
-pub const INDEX_FILE: u64 = 4 << 30;
+pub const INDEX_FILE: u64 = 1 << 30;
 /// Ceiling for `o.dat`: some ten million pending acknowledgements.
 pub const CONSUMER_FILE: u64 = 1 << 30;
 /// Ceiling for one block, as a file and decompressed. The largest that a server can have written is
