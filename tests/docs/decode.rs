@@ -178,7 +178,12 @@ pub fn decode(e: &Example) -> Value {
                 return json!({"state": v2.state(), "consumers": v2.consumers().len()});
             }
             let (at, mut found) = (
-                e.arg("from").rsplit_once('@').unwrap().1.parse::<u64>().unwrap(),
+                e.arg("from")
+                    .rsplit_once('@')
+                    .unwrap()
+                    .1
+                    .parse::<u64>()
+                    .unwrap(),
                 Value::Null,
             );
             let _ = v2.visit(&Threads::new(1).unwrap(), &mut |m| {
