@@ -14,6 +14,7 @@ pub mod config_backup;
 pub mod crypt;
 pub mod fss;
 pub mod hash;
+pub mod headers;
 pub mod idx;
 pub mod index_db;
 pub mod meta;
