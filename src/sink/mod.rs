@@ -5,4 +5,5 @@
 //! looks whole.
 
 pub mod block;
+pub mod outgoing;
 pub mod staged;
