@@ -26,6 +26,8 @@ pub mod sched_db;
 pub mod seqset;
 pub mod sources_db;
 pub mod tar;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thw_db;
 
 pub use bytes::{Cursor, Fault, FaultKind};
