@@ -5,14 +5,16 @@
 //! empty until the backup has succeeded.
 
 use super::bytes::{Fault, FaultKind};
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use crate::time::{ZERO, parse_rfc3339};
+use serde::{Deserialize, Serialize, Serializer};
+use serde_json::{Map, Value, json};
 
 /// Ceiling for the file: a state may list deletes and subjects.
 pub const MAX_LEN: u64 = 256 << 20;
 
-/// A stream's state in the API's terms. Unknown fields are ignored, missing ones are zero.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// A stream's state in the API's terms: in a reply, in `backup.json`, in a NATSARC1 archive. Unknown
+/// fields are ignored, missing ones are zero.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub struct StreamState {
     /// Live messages.
@@ -28,13 +30,68 @@ pub struct StreamState {
     /// Its time, RFC 3339.
     pub last_ts: String,
     /// Distinct subjects.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub num_subjects: Option<u64>,
     /// Sequences without message.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub num_deleted: Option<u64>,
-    /// Consumers.
+    /// These sequences; only replies of releases up to 2.9.8 list them.
+    pub deleted: Option<Vec<u64>>,
+    /// What was lost to damage; likewise.
+    pub lost: Option<Lost>,
+    /// Consumers; in a NATSARC1 archive those that follow.
     pub consumer_count: i64,
+}
+
+/// What a server knows it lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Lost {
+    /// Sequences.
+    pub msgs: Option<Vec<u64>>,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+impl StreamState {
+    /// Time of the first message, ns since the epoch; 0 if there is none.
+    pub fn first_ns(&self) -> i64 {
+        parse_rfc3339(&self.first_ts).unwrap_or(0)
+    }
+
+    /// Time of the last message, ns since the epoch; 0 if there is none.
+    pub fn last_ns(&self) -> i64 {
+        parse_rfc3339(&self.last_ts).unwrap_or(0)
+    }
+
+    /// As servers write it: what is none is left out.
+    pub fn to_json(&self) -> Map<String, Value> {
+        let time = |t: &str| if t.is_empty() { ZERO } else { t }.to_owned();
+        let some = |n: Option<u64>| n.filter(|n| *n > 0).map(Value::from);
+        let deleted = self.deleted.clone().filter(|d| !d.is_empty());
+        let lost = |l: &Lost| json!({"msgs": l.msgs, "bytes": l.bytes});
+        let fields = [
+            ("messages", Some(self.messages.into())),
+            ("bytes", Some(self.bytes.into())),
+            ("first_seq", Some(self.first_seq.into())),
+            ("first_ts", Some(time(&self.first_ts).into())),
+            ("last_seq", Some(self.last_seq.into())),
+            ("last_ts", Some(time(&self.last_ts).into())),
+            ("num_subjects", some(self.num_subjects)),
+            ("num_deleted", some(self.num_deleted)),
+            ("deleted", deleted.map(Value::from)),
+            ("lost", self.lost.as_ref().map(lost)),
+            ("consumer_count", Some(self.consumer_count.into())),
+        ];
+        let there = fields.into_iter();
+        there
+            .filter_map(|(k, v)| Some((k.to_owned(), v?)))
+            .collect()
+    }
+}
+
+impl Serialize for StreamState {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.to_json().serialize(serializer)
+    }
 }
 
 /// `backup.json`, decoded.
