@@ -6,11 +6,11 @@ use jetsam::format::crypt::{Context, KeyRing, SealKey, ServerKey, open_key_file}
 use jetsam::format::hash::HashKey;
 use jetsam::format::record::{OnDamage, Prover, Record, Step, scan};
 use jetsam::format::s2::{FrameKind, Frames, decode_stream, parse_chunk_header};
-use jetsam::format::{fss, idx, index_db, meta, o_dat, raft, sched_db, sources_db, thw_db};
-use jetsam::pipeline::Threads;
+use jetsam::format::{
+    archive_v2, fss, idx, index_db, meta, o_dat, raft, sched_db, sources_db, tar, thw_db,
+};
 use jetsam::source::archive::{self, Opened};
 use serde_json::{Value, json};
-use std::ops::ControlFlow;
 
 fn value(v: impl serde::Serialize) -> Value {
     serde_json::to_value(v).unwrap()
@@ -114,7 +114,7 @@ pub fn decode(e: &Example) -> Value {
             index_db::totals_agree(&db).unwrap();
             value(&db)
         }
-        "idx" => value(&idx::decode(bytes, 0).unwrap()),
+        "idx" => value(idx::decode(bytes, 0).unwrap()),
         "fss" => {
             fss::check_hash(bytes, &HashKey::block(e.arg("stream"), e.number("block"))).unwrap();
             value(&fss::decode(bytes, 0).unwrap().0)
@@ -150,8 +150,8 @@ pub fn decode(e: &Example) -> Value {
             let db = index_db::decode(body, 0, index_db::Options { subjects: false }).unwrap();
             json!({"index says": hex(&db.last_checksum), "current": db.last_checksum == bytes})
         }
-        "vote" => value(&raft::decode_vote(bytes, 0).unwrap()),
-        "peers" => value(&raft::decode_peers(bytes, 0).unwrap()),
+        "vote" => value(raft::decode_vote(bytes, 0).unwrap()),
+        "peers" => value(raft::decode_peers(bytes, 0).unwrap()),
         "snapshot" => {
             let s = raft::decode_snapshot(bytes, 0, e.arg("group").as_bytes()).unwrap();
             json!({"last_term": s.last_term, "last_index": s.last_index, "peers": s.peers, "data": hex(s.data)})
@@ -170,33 +170,27 @@ pub fn decode(e: &Example) -> Value {
                 "previous_index": a.previous_index, "entries": a.entries.iter().map(entry).collect::<Vec<_>>(),
             })
         }
-        "archive" | "entry" => {
+        "archive" => {
             let Opened::V2(v2) = archive::open(&path_of(e.arg("archive"))).unwrap() else {
                 panic!("{}", e.place)
             };
-            if e.kind == "archive" {
-                return json!({"state": v2.state(), "consumers": v2.consumers().len()});
-            }
-            let (at, mut found) = (
-                e.arg("from")
-                    .rsplit_once('@')
-                    .unwrap()
-                    .1
-                    .parse::<u64>()
-                    .unwrap(),
-                Value::Null,
-            );
-            let _ = v2.visit(&Threads::new(1).unwrap(), &mut |m| {
-                if m.offset == at {
-                    found = json!({"seq": m.seq, "ts": m.ts, "subject": lossy(m.subject), "headers": lossy(m.headers), "payload": lossy(m.payload)});
-                }
-                ControlFlow::Continue(())
-            });
-            found
+            json!({"state": v2.state(), "consumers": v2.consumers().len()})
         }
+        "entry" => {
+            let (h, len) = archive_v2::header(bytes, 0).unwrap();
+            let (name, body) = bytes[len..].split_at(h.name as usize);
+            let (headers, payload) = body.split_at(h.headers as usize);
+            assert_eq!(payload.len() as u64, h.payload, "{}", e.place);
+            json!({"name": lossy(name), "time": h.timestamp, "sequence": h.sequence, "headers": lossy(headers), "payload": lossy(payload)})
+        }
+        "tar" => {
+            let h = tar::header(bytes).unwrap();
+            json!({"name": lossy(&h.name), "kind": char::from(h.kind), "size": h.size, "modified": h.modified})
+        }
+        "pax" => json!({"modified": tar::pax(bytes).unwrap().modified}),
         "members" => {
             let bytes = file(&format!("s2:{}", e.arg("archive")));
-            let mut tar = tar::Archive::new(bytes.as_slice());
+            let mut tar = ::tar::Archive::new(bytes.as_slice());
             let names: Vec<_> = tar
                 .entries()
                 .unwrap()
