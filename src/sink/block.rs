@@ -71,6 +71,14 @@ pub struct Block {
 }
 
 impl Block {
+    /// An empty one that writes to `bytes`.
+    pub fn in_buffer(bytes: Vec<u8>) -> Self {
+        Self {
+            bytes,
+            ..Self::default()
+        }
+    }
+
     /// True where nothing is in it.
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty()
@@ -81,13 +89,11 @@ impl Block {
         let key = match self.key {
             Some(key) => key,
             None => {
-                let e = &mut self.entry;
-                e.index = match m.block {
+                self.entry.index = match m.block {
                     0 => layout.next.fetch_add(1, Ordering::Relaxed),
                     n => n,
                 };
-                (e.first, e.first_ts) = (m.seq, m.ts);
-                let key = HashKey::block(layout.name, e.index);
+                let key = HashKey::block(layout.name, self.entry.index);
                 *self.key.insert(key)
             }
         };
@@ -107,20 +113,28 @@ impl Block {
                 return;
             }
         }
+        self.note(m);
         let e = &mut self.entry;
         e.bytes = e
             .bytes
             .saturating_add(self.bytes.len().saturating_sub(before) as u64);
-        if e.last > 0 && m.seq > e.last.saturating_add(1) {
-            e.deleted.insert_range(e.last + 1, m.seq - 1);
-        }
-        (e.last, e.last_ts) = (m.seq, m.ts);
         if layout.subjects && !m.subject.is_empty() {
             *self.subjects.value_mut(m.subject) += 1;
         }
         if !m.headers.is_empty() {
             self.note_headers(layout, m);
         }
+    }
+
+    /// Counts a message in, without its bytes.
+    pub fn note(&mut self, m: &Message<'_>) {
+        let e = &mut self.entry;
+        if e.last == 0 {
+            (e.first, e.first_ts) = (m.seq, m.ts);
+        } else if m.seq > e.last.saturating_add(1) {
+            e.deleted.insert_range(e.last + 1, m.seq - 1);
+        }
+        (e.last, e.last_ts) = (m.seq, m.ts);
     }
 
     fn note_headers(&mut self, layout: &Layout<'_>, m: &Message<'_>) {

@@ -180,7 +180,9 @@ mod tests {
             "name": "S", "template_owner": "T", "odd": 1, "num_replicas": 3,
             "sources": [{"name": "A", "nmae": 1}, {"name": "B", "subject_transforms": [{"src": "a", "x": 1}]}],
         });
-        let Value::Object(config) = config else { panic!() };
+        let Value::Object(config) = config else {
+            panic!()
+        };
         let mut meta = MetaInf::new_stream(config, None);
         let mut dropped = Vec::new();
         sanitise(&mut meta, "stream S", &mut dropped);
