@@ -3,8 +3,13 @@
 //! Indented by two spaces, no newline at the end. `config` and `state` are those of the snapshot reply, so
 //! `config` has the API's defaults and `state` describes the stream when the backup *began*. The file is
 //! empty until the backup has succeeded.
+//!
+//! The CLI reads the reply into its own types and writes those: see [`cli_json`](super::cli_json) for the
+//! fields of `config`. Those of `state` are in another order than the server's, and `subjects` is never
+//! in a snapshot's reply.
 
 use super::bytes::{Fault, FaultKind};
+use super::cli_json::{indented, stream_config};
 use crate::time::{ZERO, parse_rfc3339};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value, json};
@@ -148,9 +153,51 @@ pub fn decode(text: &[u8]) -> Result<BackupJson, Fault> {
     }
 }
 
+/// The file as the CLI leaves it (jsm.go 0.4.1).
+pub fn encode(backup: &BackupJson) -> Vec<u8> {
+    let mut state = backup.state.to_json();
+    for key in ["num_subjects", "lost", "consumer_count"] {
+        if let Some(value) = state.shift_remove(key) {
+            state.insert(key.to_owned(), value);
+        }
+    }
+    indented(&json!({"config": stream_config(&backup.config), "state": state}))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::testing::{replies, vector};
+
+    #[test]
+    fn files_are_those_of_the_cli() {
+        // What jsm.go 0.4.1 makes of every reply in the fixtures, and of two that were made up: with
+        // every field, with hardly any.
+        let packed = include_bytes!("../../fixtures/vectors/archive/cli-backup-json.jsonl.gz");
+        let replies = replies();
+        let (mut of_servers, mut deleted) = (0, 0);
+        for case in vector(packed) {
+            let text = |key: &str| case[key].as_str();
+            let reply = match (text("reply"), text("fixture"), text("stream")) {
+                (Some(reply), ..) => reply.as_bytes().to_vec(),
+                (_, Some(fixture), Some(stream)) => {
+                    of_servers += 1;
+                    let mut found = replies.iter().filter(|r| r.0 == fixture && r.1 == stream);
+                    found.next().unwrap().2.clone()
+                }
+                _ => panic!("{case}"),
+            };
+            // A reply has the same two parts, with the server's fields in the server's order.
+            let backup = decode(&reply).unwrap();
+            deleted += usize::from(backup.state.deleted.is_some());
+            let want = text("backup").unwrap();
+            assert_eq!(String::from_utf8(encode(&backup)).unwrap(), want);
+            let again = encode(&decode(want.as_bytes()).unwrap());
+            assert_eq!(String::from_utf8(again).unwrap(), want);
+        }
+        assert_eq!(of_servers, replies.len());
+        assert!(of_servers > 150 && deleted > 10, "{of_servers} {deleted}");
+    }
 
     #[test]
     fn what_the_cli_writes() {

@@ -10,6 +10,7 @@ pub mod archive_v2;
 pub mod backup_json;
 pub mod block;
 pub mod bytes;
+pub mod cli_json;
 pub mod config_backup;
 pub mod crypt;
 pub mod fss;

@@ -2,8 +2,8 @@
 
 use std::io::Read as _;
 
-/// Every file below `snapshots/` in the fixtures that ends in `ending`: the fixture's name, the
-/// stream's, the file.
+/// Every file below `snapshots/` in the fixtures that ends in `ending`: the fixture's name,
+/// `ACCOUNT/STREAM`, the file.
 fn below_snapshots(ending: &str) -> Vec<(String, String, Vec<u8>)> {
     let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/stores");
     let mut out = Vec::new();
@@ -18,10 +18,11 @@ fn below_snapshots(ending: &str) -> Vec<(String, String, Vec<u8>)> {
             let Some(stream) = name.strip_suffix(ending) else {
                 continue;
             };
-            if name.split('/').any(|part| part == "snapshots") {
+            if let Some((_, stream)) = stream.split_once("snapshots/") {
+                let stream = stream.to_owned();
                 let mut bytes = Vec::new();
                 entry.read_to_end(&mut bytes).unwrap();
-                out.push((fixture.to_owned(), stream.to_owned(), bytes));
+                out.push((fixture.to_owned(), stream, bytes));
             }
         }
     }
@@ -44,4 +45,13 @@ pub(crate) fn unframe(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     minlz::s2::Reader::new(bytes).read_to_end(&mut out).unwrap();
     out
+}
+
+/// The lines of a packed file of JSON.
+pub(crate) fn vector(packed: &[u8]) -> Vec<serde_json::Value> {
+    let mut text = String::new();
+    let mut gzip = flate2::read::GzDecoder::new(packed);
+    gzip.read_to_string(&mut text).unwrap();
+    let lines = text.lines();
+    lines.map(|l| serde_json::from_str(l).unwrap()).collect()
 }
