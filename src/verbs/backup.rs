@@ -3,6 +3,7 @@
 use super::info::describe;
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
+use crate::format::backup_json::{self, BackupJson};
 use crate::sink::archive::{self, Format};
 use crate::sink::outgoing::Outgoing;
 use crate::sink::staged::{StagedDir, write_synced};
@@ -286,11 +287,10 @@ fn one(
         SinkError::Interrupted => Refusal::Interrupted,
         e => Refusal::Failed(e.to_string()),
     })?;
-    let meta = serde_json::to_vec_pretty(&json!({
-        "config": out.meta.config,
-        "state": archive::api_state(&out),
-    }))
-    .map_err(|e| Refusal::Failed(e.to_string()))?;
+    let meta = backup_json::encode(&BackupJson {
+        config: out.meta.config.clone(),
+        state: archive::api_state(&out),
+    });
     let name = staged.path().join("backup.json");
     write_synced(&name, &meta).map_err(|e| failed(e, &name))?;
     let whole = staged.path().join("stream.tar.s2");
