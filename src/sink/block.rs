@@ -67,6 +67,10 @@ pub struct Block {
     pub sources: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// The first thing that could not be written.
     pub fault: Option<Fault>,
+    /// Bytes of all its records.
+    pub len: u64,
+    /// Its last 8 bytes, once it is written.
+    pub last_checksum: [u8; 8],
     key: Option<HashKey>,
 }
 
@@ -162,11 +166,6 @@ impl Block {
     pub fn close(&mut self) {
         let deleted = std::mem::take(&mut self.entry.deleted);
         self.entry.set_deleted(deleted);
-    }
-
-    /// The last 8 bytes.
-    pub fn checksum(&self) -> [u8; 8] {
-        self.bytes.last_chunk().copied().unwrap_or_default()
     }
 }
 

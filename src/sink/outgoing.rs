@@ -93,6 +93,9 @@ impl<'a> Outgoing<'a> {
     /// A stream as it is. `None` without a configuration.
     pub fn new(stream: &'a Stream, state: &'a StreamState) -> Option<Self> {
         let mut meta = stream.meta.clone()?;
+        // NATSARC1 archives do not hold times of creation.
+        let now = || crate::time::rfc3339(crate::time::now());
+        meta.created.get_or_insert_with(now);
         let mut dropped = Vec::new();
         sanitise(&mut meta, &format!("stream {}", stream.name), &mut dropped);
         let consumers = stream
@@ -100,6 +103,7 @@ impl<'a> Outgoing<'a> {
             .iter()
             .filter_map(|c| {
                 let mut meta = c.meta.clone()?;
+                meta.created.get_or_insert_with(now);
                 sanitise(&mut meta, &format!("consumer {}", c.name), &mut dropped);
                 Some(OutConsumer {
                     name: c.name.clone(),
