@@ -8,6 +8,7 @@ pub mod info;
 pub mod inspect;
 pub mod ls;
 pub mod render;
+pub mod restore;
 pub mod view;
 
 use crate::finding::{Code, Finding, Severity};
