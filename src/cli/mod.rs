@@ -10,13 +10,18 @@ use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
 use args::{Cli, Global, Verb, When};
 use clap::{CommandFactory as _, Parser as _};
+use serde_json::{Map, Value};
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal as _, Read as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const KEY_ENV: &str = "JETSAM_KEY";
 const PREV_KEY_ENV: &str = "JETSAM_PREV_KEY";
+/// Ceiling for a configuration file.
+const CONFIG_CEILING: u64 = 16 << 20;
 /// No server key is longer.
 const KEY_CEILING: u64 = 64 << 10;
 
@@ -166,6 +171,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         live: g.live,
         json: g.json,
         style,
+        stop: Arc::default(),
         out,
         monitor: &monitor,
     };
@@ -208,9 +214,73 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         } => verbs::inspect::run(ctx, &files, &verbs::inspect::Options { hexdump, block }),
         Verb::Check { sources } => verbs::check::run(ctx, &sources),
         Verb::Diff { a, b } => verbs::diff::run(ctx, &a, &b, &verbs::diff::Options {}),
+        Verb::Backup(b) => {
+            stop_on_signals(&ctx.stop)?;
+            let options = verbs::backup::Options {
+                format: b.format.into(),
+                no_consumers: b.no_consumers,
+                salvage: b.salvage,
+            };
+            verbs::backup::run(ctx, &b.source, &b.dest, &options)
+        }
+        Verb::Restore(r) => {
+            stop_on_signals(&ctx.stop)?;
+            let out_key = match (&r.out.out_key_file, &r.out.out_key_env) {
+                (None, None) => None,
+                (file, env) => key(file.as_deref(), env.as_deref(), "")?,
+            };
+            if r.out.out_cipher.is_some() && out_key.is_none() && ctx.keys.is_empty() {
+                let why = "--out-cipher needs --out-key-file or --out-key-env";
+                return Err(Failure::Usage(why.into()).into());
+            }
+            let options = verbs::restore::Options {
+                to_account: r.to_account,
+                rename: r.rename,
+                replicas: r.replicas,
+                config: r.config.as_deref().map(stream_config).transpose()?,
+                no_consumers: r.no_consumers,
+                replace: r.replace,
+                max_file: r.max_file,
+                dry_run: r.dry_run,
+                salvage: r.salvage,
+                out_key,
+                out_cipher: r.out.out_cipher.map(Into::into),
+                decrypt: r.out.decrypt,
+            };
+            verbs::restore::run(ctx, &r.source, &r.dest, &options)
+        }
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;
     Ok(exit)
+}
+
+/// A stream's configuration from a file: a StreamConfig, or an object that has one as `config`, as
+/// `nats stream info --json` and `backup.json` do.
+fn stream_config(path: &Path) -> Result<Map<String, Value>, Stop> {
+    let failed = |why: String| Stop::Failure(Failure::Usage(format!("{}: {why}", path.display())));
+    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(CONFIG_CEILING)
+        .read_to_end(&mut bytes)
+        .map_err(|e| failed(e.to_string()))?;
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+    if let Some(Value::Object(inner)) = config.remove("config") {
+        config = inner;
+    }
+    Ok(config)
+}
+
+/// Interrupted, a verb that writes cleans up and ends; interrupted again, it ends at once.
+fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<(), Stop> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM] {
+        let interrupted = i32::from(Exit::Interrupted as u8);
+        signal_hook::flag::register_conditional_shutdown(signal, interrupted, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|e| Failure::Usage(format!("signals: {e}")))?;
+    }
+    Ok(())
 }
 
 fn man(verb: Option<&str>, out: &mut dyn Write) -> Result<(), Stop> {

@@ -1071,6 +1071,8 @@ mod tests {
             headers: b"h",
             payload: b"p",
             deleted: None,
+            raw: &[],
+            block: 0,
         };
         let r = |m: Message<'_>| Row::new(&key, &m);
         for (m, want) in [

@@ -679,6 +679,8 @@ mod tests {
             headers,
             payload,
             deleted: None,
+            raw: &[],
+            block: 0,
         }
     }
 
