@@ -24,6 +24,7 @@ pub mod cli;
 pub mod finding;
 pub mod format;
 pub mod pipeline;
+pub mod sink;
 pub mod source;
 pub mod state;
 pub mod stream;

@@ -34,6 +34,11 @@ pub fn rfc3339_or_zero(ns: i64) -> String {
     }
 }
 
+/// The time now, ns since the Unix epoch.
+pub fn now() -> i64 {
+    i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+}
+
 /// Parses RFC 3339; `None` for anything else and for times that do not fit 64 bits of nanoseconds.
 pub fn parse_rfc3339(text: &str) -> Option<i64> {
     let t: Timestamp = text.parse().ok()?;

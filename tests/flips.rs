@@ -12,7 +12,7 @@
 
 mod common;
 
-use common::{Fixture, Jetsam, copy_tree};
+use common::{Fixture, copy_tree};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -164,10 +164,7 @@ fn flip(fx: &Fixture, sample: Option<usize>) {
         let bytes = fs::read(&file).unwrap();
         let mut unseen = BTreeSet::new();
         // A stream cipher leaves every byte where it is; compression does not.
-        if let Some(logical) = good_contents
-            .get(&file)
-            .filter(|l| l.len() == bytes.len())
-        {
+        if let Some(logical) = good_contents.get(&file).filter(|l| l.len() == bytes.len()) {
             let dir = file.parent().unwrap();
             let live = live(fx, &file);
             unseen = cannot_be_seen(logical, dir.join("index.db").exists(), &live);

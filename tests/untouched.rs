@@ -15,7 +15,6 @@ use std::path::Path;
 
 /// Runs every reading verb; what they say is for other tests.
 fn read_everything(fx: &Fixture, store: &Path) {
-    let out = tempfile::tempdir().unwrap();
     let run = |args: &[&str], source: &Path| {
         let ran = fx.jetsam().args(args).arg(source).run();
         assert!(

@@ -174,6 +174,11 @@ pub enum Verb {
         #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
         sources: Vec<PathBuf>,
     },
+    /// Archive streams of a stopped server: backup directories that `nats stream restore` takes.
+    #[command(
+        after_help = "With one stream (-s, or a stream directory as SOURCE) DEST gets backup.json and stream.tar.s2; with an\naccount (-a, or an account directory) DEST/STREAM/..., else DEST/ACCOUNT/STREAM/...\n\nExamples:\n  jetsam backup /data/nats /backup/ORDERS -s ORDERS\n  jetsam backup /data/nats /backup/last-night\n  nats stream restore /backup/ORDERS"
+    )]
+    Backup(BackupArgs),
     /// Compare two sources message by message.
     #[command(
         after_help = "Examples:\n  jetsam diff /data/nats /backup/nats-account\n  jetsam diff n0/store n1/store -s ORDERS --json"
@@ -198,6 +203,44 @@ pub enum Verb {
         /// A verb.
         verb: Option<String>,
     },
+}
+
+/// The formats of archives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ArchiveFormat {
+    /// A tar; every server restores it.
+    V1,
+    /// NATSARC1; servers since 2.15 restore it.
+    V2,
+}
+
+impl From<ArchiveFormat> for crate::sink::archive::Format {
+    fn from(f: ArchiveFormat) -> Self {
+        match f {
+            ArchiveFormat::V1 => Self::V1,
+            ArchiveFormat::V2 => Self::V2,
+        }
+    }
+}
+
+/// Options of `backup`.
+#[derive(Debug, Args)]
+pub struct BackupArgs {
+    /// Store, account, stream or backup directory, or an archive.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+    /// Where the backup directories go; new, or empty.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dest: PathBuf,
+    /// Format of the archives.
+    #[arg(long, value_name = "FORMAT", default_value = "v1")]
+    pub format: ArchiveFormat,
+    /// Leave consumers out.
+    #[arg(long)]
+    pub no_consumers: bool,
+    /// Archive what can be proven of a damaged stream, instead of refusing it.
+    #[arg(long)]
+    pub salvage: bool,
 }
 
 /// Options of `view`.

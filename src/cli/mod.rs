@@ -14,6 +14,8 @@ use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal as _, Read as _, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 const KEY_ENV: &str = "JETSAM_KEY";
 const PREV_KEY_ENV: &str = "JETSAM_PREV_KEY";
@@ -166,6 +168,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         live: g.live,
         json: g.json,
         style,
+        stop: Arc::default(),
         out,
         monitor: &monitor,
     };
@@ -208,9 +211,30 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         } => verbs::inspect::run(ctx, &files, &verbs::inspect::Options { hexdump, block }),
         Verb::Check { sources } => verbs::check::run(ctx, &sources),
         Verb::Diff { a, b } => verbs::diff::run(ctx, &a, &b, &verbs::diff::Options {}),
+        Verb::Backup(b) => {
+            stop_on_signals(&ctx.stop)?;
+            let options = verbs::backup::Options {
+                format: b.format.into(),
+                no_consumers: b.no_consumers,
+                salvage: b.salvage,
+            };
+            verbs::backup::run(ctx, &b.source, &b.dest, &options)
+        }
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;
     Ok(exit)
+}
+
+/// Interrupted, a verb that writes cleans up and ends; interrupted again, it ends at once.
+fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<(), Stop> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    for signal in [SIGINT, SIGTERM] {
+        let interrupted = i32::from(Exit::Interrupted as u8);
+        signal_hook::flag::register_conditional_shutdown(signal, interrupted, stop.clone())
+            .and_then(|_| signal_hook::flag::register(signal, stop.clone()))
+            .map_err(|e| Failure::Usage(format!("signals: {e}")))?;
+    }
+    Ok(())
 }
 
 fn man(verb: Option<&str>, out: &mut dyn Write) -> Result<(), Stop> {

@@ -10,10 +10,12 @@ pub mod archive_v2;
 pub mod backup_json;
 pub mod block;
 pub mod bytes;
+pub mod cli_json;
 pub mod config_backup;
 pub mod crypt;
 pub mod fss;
 pub mod hash;
+pub mod headers;
 pub mod idx;
 pub mod index_db;
 pub mod meta;
@@ -25,6 +27,8 @@ pub mod sched_db;
 pub mod seqset;
 pub mod sources_db;
 pub mod tar;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod thw_db;
 
 pub use bytes::{Cursor, Fault, FaultKind};

@@ -202,7 +202,10 @@ mod tests {
             std::process::Command::new("sh")
                 .args([
                     "-c",
-                    &format!("exec 9{redirect}'{}'; echo ready; exec sleep 60", file.display()),
+                    &format!(
+                        "exec 9{redirect}'{}'; echo ready; exec sleep 60",
+                        file.display()
+                    ),
                 ])
                 .stdout(std::process::Stdio::piped())
                 .spawn()

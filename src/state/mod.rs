@@ -171,7 +171,7 @@ impl StreamState {
         let mut subjects = keep_subjects.then(SubjectMap::new);
         if let Some(map) = &mut subjects {
             for s in &db.subjects {
-                *map.value_mut(&s.subject) = s.total;
+                *map.value_mut(s.subject) = s.total;
             }
         }
         let mut state = Self {

@@ -73,10 +73,14 @@ pub struct Message<'a> {
     pub payload: &'a [u8],
     /// Why it is not live.
     pub deleted: Option<Deleted>,
+    /// The record as it lies in its block, proven; empty where the source has no blocks.
+    pub raw: &'a [u8],
+    /// The block's number; 0 where the source has no blocks.
+    pub block: u64,
 }
 
 impl<'a> Message<'a> {
-    fn of_record(r: &Record<'a>, deleted: Option<Deleted>) -> Self {
+    fn of_record(r: &Record<'a>, block: u64, deleted: Option<Deleted>) -> Self {
         let erased = deleted == Some(Deleted::Erased);
         let part = |bytes: &'a [u8]| if erased { &[][..] } else { bytes };
         Self {
@@ -86,6 +90,8 @@ impl<'a> Message<'a> {
             headers: part(r.headers),
             payload: part(r.payload),
             deleted,
+            raw: r.raw,
+            block,
         }
     }
 
@@ -97,6 +103,8 @@ impl<'a> Message<'a> {
             headers: m.headers,
             payload: m.payload,
             deleted: None,
+            raw: &[],
+            block: 0,
         }
     }
 }
@@ -356,9 +364,21 @@ impl<'a> Pass<'a> {
         &self,
         make: impl Fn() -> T + Sync,
         visit: impl Fn(&mut T, &Message<'_>) -> ControlFlow<()> + Sync,
-        mut sink: impl FnMut(T) -> ControlFlow<()>,
+        sink: impl FnMut(T) -> ControlFlow<()>,
+    ) -> Vec<Finding> {
+        self.run_with(make, visit, |result| result, sink)
+    }
+
+    /// As [`run`](Self::run); `finish` makes of a result what the sink takes, still in parallel.
+    pub fn run_with<T, U: Send>(
+        &self,
+        make: impl Fn() -> T + Sync,
+        visit: impl Fn(&mut T, &Message<'_>) -> ControlFlow<()> + Sync,
+        finish: impl Fn(T) -> U + Sync,
+        mut sink: impl FnMut(U) -> ControlFlow<()>,
     ) -> Vec<Finding> {
         if let Some(v2) = self.stream.entries() {
+            let mut sink = |result| sink(finish(result));
             if self.reverse {
                 self.entries_reversed(v2, &make, &visit, &mut sink);
             } else {
@@ -387,7 +407,7 @@ impl<'a> Pass<'a> {
                     visit(&mut result, m)
                 });
                 (self.progress)(planned.file.len);
-                Some((result, damage))
+                Some((finish(result), damage))
             },
             |_, done| {
                 let Some((result, mut damage)) = done else {
@@ -496,7 +516,7 @@ impl<'a> Pass<'a> {
                 return;
             }
             if direct {
-                enough = visit(&Message::of_record(&r, None)).is_break();
+                enough = visit(&Message::of_record(&r, file.n, None)).is_break();
             } else {
                 let at = usize::try_from(r.offset).unwrap_or(usize::MAX);
                 found.push(Found {
@@ -512,7 +532,7 @@ impl<'a> Pass<'a> {
         let mut visit_found = |f: &Found| {
             let bytes = loaded.bytes.get(f.at..).unwrap_or_default();
             match Record::decode(bytes, f.at as u64) {
-                Ok(r) => visit(&Message::of_record(&r, f.deleted)),
+                Ok(r) => visit(&Message::of_record(&r, file.n, f.deleted)),
                 Err(_) => ControlFlow::Continue(()),
             }
         };
@@ -661,6 +681,8 @@ impl<'a> Pass<'a> {
                     headers: part(subject, headers),
                     payload: part(headers, payload),
                     deleted: None,
+                    raw: &[],
+                    block: 0,
                 };
                 if visit(&mut batch, &message).is_break() {
                     break;

@@ -399,7 +399,11 @@ fn human(ctx: &mut Context<'_>, report: &Report, started: Instant) -> Result<(),
     let verdict = match (s.errors, s.warnings) {
         (0, 0) => render::paint(ctx.style, "sound", render::Color::Green),
         (e, w) => {
-            let text = format!("{} errors, {} warnings", render::count(e), render::count(w));
+            let text = format!(
+                "{}, {}",
+                render::number_of(e, "error"),
+                render::number_of(w, "warning")
+            );
             render::paint(
                 ctx.style,
                 &text,
@@ -413,14 +417,14 @@ fn human(ctx: &mut Context<'_>, report: &Report, started: Instant) -> Result<(),
     };
     writeln!(
         ctx.out,
-        "Checked {} streams, {} consumers, {} blocks, {} records, {} messages, {} in {:.2} s: {verdict}",
-        render::count(s.streams),
-        render::count(s.consumers),
-        render::count(s.blocks),
-        render::count(s.records),
-        render::count(s.messages),
+        "Checked {}, {}, {}, {}, {}, {} in {}: {verdict}",
+        render::number_of(s.streams, "stream"),
+        render::number_of(s.consumers, "consumer"),
+        render::number_of(s.blocks, "block"),
+        render::number_of(s.records, "record"),
+        render::number_of(s.messages, "message"),
         render::bytes(s.bytes),
-        started.elapsed().as_secs_f64(),
+        render::took(started.elapsed()),
     )?;
     Ok(())
 }

@@ -226,21 +226,17 @@ impl Report {
     }
 
     fn summary(&self, ctx: &mut Context<'_>, a: &Opened, b: &Opened) -> io::Result<()> {
-        let plural = |n: u64, one: &str| {
-            format!(
-                "{} {one}{}",
-                render::count(n),
-                if n == 1 { "" } else { "s" }
-            )
-        };
         let compared = format!(
             "{} and {} compared",
-            plural(self.streams, "stream"),
-            plural(self.messages, "message")
+            render::number_of(self.streams, "stream"),
+            render::number_of(self.messages, "message")
         );
         let compared = match self.locked {
             0 => compared,
-            n => format!("{compared}, {} not for want of a key", plural(n, "stream")),
+            n => format!(
+                "{compared}, {} not for want of a key",
+                render::number_of(n, "stream")
+            ),
         };
         if self.differences == 0 {
             return writeln!(ctx.out, "no differences: {compared}");
@@ -248,8 +244,8 @@ impl Report {
         writeln!(
             ctx.out,
             "\n{}, {} concerned; {compared}\nA: {}\nB: {}",
-            plural(self.differences, "difference"),
-            plural(self.differing_messages, "message"),
+            render::number_of(self.differences, "difference"),
+            render::number_of(self.differing_messages, "message"),
             render::safe(&a.source.path.to_string_lossy()),
             render::safe(&b.source.path.to_string_lossy()),
         )
@@ -1081,6 +1077,8 @@ mod tests {
             headers: b"h",
             payload: b"p",
             deleted: None,
+            raw: &[],
+            block: 0,
         };
         let r = |m: Message<'_>| Row::new(&key, &m);
         for (m, want) in [

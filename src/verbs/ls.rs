@@ -28,16 +28,8 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     for source in opened.streams(&selector).chain(groups) {
         let mut d = describe(ctx, source, false, options.consumers || ctx.json);
         let s = &d.stream;
-        let errors = d
-            .findings
-            .iter()
-            .filter(|f| f.severity == Severity::Error)
-            .count();
-        let warnings = d
-            .findings
-            .iter()
-            .filter(|f| f.severity == Severity::Warning)
-            .count();
+        let of = |severity| d.findings.iter().filter(|f| f.severity == severity).count() as u64;
+        let (errors, warnings) = (of(Severity::Error), of(Severity::Warning));
         if ctx.json {
             let mut line = json!({
                 "account": s.account,
@@ -69,9 +61,13 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
         } else {
             let problems = match (errors, warnings) {
                 (0, 0) => String::new(),
-                (0, w) => format!("{w} warnings"),
-                (e, 0) => format!("{e} errors"),
-                (e, w) => format!("{e} errors, {w} warnings"),
+                (0, w) => render::number_of(w, "warning"),
+                (e, 0) => render::number_of(e, "error"),
+                (e, w) => format!(
+                    "{}, {}",
+                    render::number_of(e, "error"),
+                    render::number_of(w, "warning")
+                ),
             };
             let kind = match s.role {
                 Role::Stream => "",

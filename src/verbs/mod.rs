@@ -1,6 +1,7 @@
 //! What the commands do. Each verb takes a [`Context`] and its own options, writes its result to
 //! [`Context::out`], and says by its [`Exit`] what was found. Nothing here knows the command line.
 
+pub mod backup;
 pub mod check;
 pub mod diff;
 pub mod info;
@@ -16,6 +17,8 @@ use crate::source::select::Selector;
 use crate::source::{self, OpenError, OpenOptions, Source, StreamSource};
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// How a verb ended, for scripts. The numbers are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +36,25 @@ pub enum Exit {
     Key = 4,
     /// Interrupted.
     Interrupted = 130,
+}
+
+impl Exit {
+    /// Of two, the one that says more: interrupted, failed, in use, key, found, clean.
+    pub fn worse(self, other: Self) -> Self {
+        let rank = |e: Self| match e {
+            Self::Clean => 0,
+            Self::Found => 1,
+            Self::Key => 2,
+            Self::InUse => 3,
+            Self::Failed => 4,
+            Self::Interrupted => 5,
+        };
+        if rank(other) > rank(self) {
+            other
+        } else {
+            self
+        }
+    }
 }
 
 /// Why a verb stopped before its end.
@@ -101,6 +123,8 @@ pub struct Context<'a> {
     pub json: bool,
     /// How human output looks.
     pub style: render::Style,
+    /// Set when the user wants it to stop: verbs that write clean up then.
+    pub stop: Arc<AtomicBool>,
     /// Where the result goes.
     pub out: &'a mut (dyn Write + Send),
     /// Where progress and messages go.

@@ -41,6 +41,20 @@ pub fn count(n: u64) -> String {
     out
 }
 
+/// `1 block`, `2,000 blocks`.
+pub fn number_of(n: u64, thing: &str) -> String {
+    format!("{} {thing}{}", count(n), if n == 1 { "" } else { "s" })
+}
+
+/// `3 ms`, `12.34 s`.
+pub fn took(time: std::time::Duration) -> String {
+    if time.as_secs() == 0 {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.2} s", time.as_secs_f64())
+    }
+}
+
 /// A time for people: `2026-11-20 12:34:56`, UTC; `-` for none.
 pub fn time(ns: i64) -> String {
     if ns == 0 {

@@ -676,6 +676,8 @@ mod tests {
             headers,
             payload,
             deleted: None,
+            raw: &[],
+            block: 0,
         }
     }
 

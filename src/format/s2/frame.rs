@@ -9,7 +9,7 @@
 //! | kind | chunk | body |
 //! |------|-------|------|
 //! | `ff` | identifier: first chunk, may come again | `S2sTwO`, or `sNaPpY` (then no chunk decodes to over 64 KiB) |
-//! | `00` | compressed | masked CRC-32C of the decoded bytes (u32 LE), one [block](super::block) |
+//! | `00` | compressed | masked CRC-32C of the decoded bytes (u32 LE), one [block] |
 //! | `01` | raw        | masked CRC-32C (u32 LE), the bytes |
 //! | `02..=7f` | reserved, must not be skipped: a fault | |
 //! | `80..=fd` | skippable (`99` is an index; the server writes none) | anything |

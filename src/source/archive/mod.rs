@@ -3,17 +3,16 @@
 
 mod frames;
 mod gzip;
-mod headers;
 mod tar_tree;
 mod v2;
 
 pub use tar_tree::TarTree;
-pub use v2::{V2, V2Consumer, V2End, V2Message, V2State};
+pub use v2::{V2, V2Consumer, V2End, V2Message};
 
 use crate::finding::{Code, Finding};
+use crate::format::{archive_v2, tar};
 use frames::{Frames, pread};
 use gzip::Gzip;
-use headers::{archive_v2, tar};
 use std::fs::File;
 use std::io;
 use std::ops::Range;

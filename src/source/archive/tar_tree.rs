@@ -4,9 +4,9 @@
 //! what it needs from the container, so members of an S2-framed or plain tar can be read in any
 //! order and by several threads.
 
-use super::headers::tar;
 use super::{Container, MAX_FINDINGS, Notes};
 use crate::finding::{Code, Finding, Severity};
+use crate::format::tar;
 use crate::source::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};

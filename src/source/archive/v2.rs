@@ -4,18 +4,17 @@
 //! are decoded in parallel; entries are taken from them in order. Where a frame is damaged the
 //! messages in it are lost; reading goes on where entries make sense again.
 
-use super::headers::archive_v2::{self, Header};
 use super::{ArchiveError, Container, Notes};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::FaultKind;
+use crate::format::archive_v2::{self, Header, MAX_NAME};
+use crate::format::backup_json::StreamState;
 use crate::format::o_dat::ConsumerState;
 use crate::pipeline::{Threads, ordered};
 use serde_json::{Map, Value};
 use std::ops::{ControlFlow, Range};
 use std::sync::{Mutex, PoisonError};
 
-/// Longest name: the server's own limit.
-const MAX_NAME: u64 = 1 << 20;
 /// Longest headers and payload together; servers store up to 32 MiB, in memory up to 64.
 const MAX_BODY: u64 = 64 << 20;
 /// Longest JSON of one entry.
@@ -34,44 +33,6 @@ const SEARCH_TAIL: usize = 64 << 10;
 const HOUR: i64 = 3_600_000_000_000;
 /// 2015-01-01, before any stream.
 const EARLIEST: i64 = 1_420_070_400_000_000_000;
-
-/// `state.json`: the stream's state when the backup began.
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-#[serde(default)]
-pub struct V2State {
-    /// Messages.
-    pub messages: u64,
-    /// Their bytes.
-    pub bytes: u64,
-    /// First sequence.
-    pub first_seq: u64,
-    /// Time of the first message, RFC 3339.
-    pub first_ts: String,
-    /// Last sequence.
-    pub last_seq: u64,
-    /// Time of the last message, RFC 3339.
-    pub last_ts: String,
-    /// Subjects.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub num_subjects: Option<u64>,
-    /// Deleted messages between the first and the last.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub num_deleted: Option<u64>,
-    /// Consumers that follow.
-    pub consumer_count: i64,
-}
-
-impl V2State {
-    /// Time of the first message, ns since the epoch; 0 if there is none.
-    pub fn first_ns(&self) -> i64 {
-        crate::time::parse_rfc3339(&self.first_ts).unwrap_or(0)
-    }
-
-    /// Time of the last message, ns since the epoch; 0 if there is none.
-    pub fn last_ns(&self) -> i64 {
-        crate::time::parse_rfc3339(&self.last_ts).unwrap_or(0)
-    }
-}
 
 /// A consumer in the archive.
 #[derive(Debug, Clone)]
@@ -116,7 +77,7 @@ pub struct V2End {
 #[derive(Debug)]
 pub struct V2 {
     container: Container,
-    state: V2State,
+    state: StreamState,
     consumers: Vec<V2Consumer>,
     findings: Vec<Finding>,
     /// Where messages begin.
@@ -158,7 +119,7 @@ impl V2 {
         };
         let mut v2 = Self {
             container,
-            state: V2State::default(),
+            state: StreamState::default(),
             consumers: Vec::new(),
             findings,
             first: archive_v2::MAGIC.len() as u64,
@@ -235,7 +196,7 @@ impl V2 {
                                 "more consumers than any stream has; the rest was not read",
                             )
                         });
-                    } else if !seen_state && name == "state.json" {
+                    } else if !seen_state && name == archive_v2::STATE {
                         self.made = header.timestamp;
                         match serde_json::from_slice(&body) {
                             Ok(state) => self.state = state,
@@ -243,7 +204,7 @@ impl V2 {
                                 Finding::new(Code::ArchiveDamaged, format!("state.json: {e}"))
                             }),
                         }
-                    } else if let Some(consumer) = name.strip_prefix("consumers/") {
+                    } else if let Some(consumer) = name.strip_prefix(archive_v2::CONSUMERS) {
                         count = count.saturating_add(1);
                         match consumer_of(consumer, &body) {
                             Ok(c) => self.consumers.push(c),
@@ -336,7 +297,7 @@ impl V2 {
     }
 
     /// `state.json`.
-    pub fn state(&self) -> &V2State {
+    pub fn state(&self) -> &StreamState {
         &self.state
     }
 
@@ -408,17 +369,7 @@ impl V2 {
 }
 
 fn consumer_of(name: &str, body: &[u8]) -> Result<V2Consumer, String> {
-    let mut value: Value = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-    let config = match value.get_mut("config").map(Value::take) {
-        Some(Value::Object(config)) => config,
-        _ => return Err("no config".to_owned()),
-    };
-    let state = match value.get("state") {
-        Some(state @ Value::Object(_)) => {
-            ConsumerState::from_json(state).map_err(|f| f.kind.to_string())?
-        }
-        _ => return Err("no state".to_owned()),
-    };
+    let (config, state) = archive_v2::consumer(body).map_err(|f| f.kind.to_string())?;
     // The configuration's own name wins in a restore.
     let own = ["name", "durable_name"]
         .iter()

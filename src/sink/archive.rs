@@ -1,0 +1,251 @@
+//! Archives of one stream: v1, a tar that every server restores, and v2, NATSARC1 of 2.15. Both are S2-framed.
+//!
+//! Workers make whole runs of S2 frames out of their blocks, so encoding is parallel and only writing is not.
+
+use super::block::{Block, Layout, last_sequence};
+use super::outgoing::Outgoing;
+use super::{Pool, SinkError, Written};
+use crate::finding::Severity;
+use crate::format::backup_json::StreamState;
+use crate::format::s2::{self, Encoder, FRAME_SIZE};
+use crate::format::{Fault, archive_v2, o_dat, tar};
+use crate::state::visit::Pass;
+use crate::time::rfc3339_or_zero;
+use std::fs::File;
+use std::io::Write as _;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Which archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// A tar, as servers up to 2.14 make it; restored by every server.
+    #[default]
+    V1,
+    /// NATSARC1, as 2.15 makes it; restored by 2.15 and later.
+    V2,
+}
+
+/// The state of a stream as the API gives it, deletes and subjects counted, not listed.
+pub fn api_state(out: &Outgoing<'_>) -> StreamState {
+    let s = out.state;
+    StreamState {
+        messages: s.msgs,
+        bytes: s.bytes,
+        first_seq: s.first_seq,
+        first_ts: rfc3339_or_zero(s.first_ts),
+        last_seq: s.last_seq,
+        last_ts: rfc3339_or_zero(s.last_ts),
+        num_subjects: s.num_subjects,
+        num_deleted: Some(s.num_deleted()),
+        consumer_count: i64::try_from(out.consumers.len()).unwrap_or(i64::MAX),
+        ..StreamState::default()
+    }
+}
+
+/// Encodes `raw` as frames.
+fn frames(encoder: &mut Encoder, raw: &[u8], out: &mut Vec<u8>) -> Result<(), SinkError> {
+    for piece in raw.chunks(FRAME_SIZE) {
+        encoder
+            .encode_frame(piece, out)
+            .map_err(|e| SinkError::Format(e.to_string()))?;
+    }
+    Ok(())
+}
+
+fn format_error(fault: &Fault) -> SinkError {
+    SinkError::Format(fault.kind.to_string())
+}
+
+/// Appends a tar member.
+fn member(out: &mut Vec<u8>, name: &str, data: &[u8], now: i64) -> Result<(), SinkError> {
+    let size = data.len() as u64;
+    tar::put_header(out, name.as_bytes(), size, now).map_err(|f| format_error(&f))?;
+    out.extend_from_slice(data);
+    out.extend_from_slice(tar::padding(size));
+    Ok(())
+}
+
+/// What a worker hands to the writer.
+struct Piece {
+    frames: Vec<u8>,
+    number: u64,
+    messages: u64,
+    raw: u64,
+    last_seq: u64,
+}
+
+/// Writes an archive of the messages of `pass` to `file`, which is at `path`. Refuses damage unless
+/// `salvage`: then it holds what could be proven.
+pub fn write(
+    format: Format,
+    out: &Outgoing<'_>,
+    pass: &Pass<'_>,
+    salvage: bool,
+    file: &mut File,
+    path: &Path,
+    stop: &AtomicBool,
+) -> Result<Written, SinkError> {
+    let now = crate::time::now();
+    let mut written = Written::default();
+    let mut put = |written: &mut Written, bytes: &[u8]| {
+        written.compressed = written.compressed.saturating_add(bytes.len() as u64);
+        file.write_all(bytes).map_err(SinkError::io(path))
+    };
+    let mut encoder = Encoder::new();
+
+    let mut head = Vec::new();
+    match format {
+        Format::V1 => {
+            let (inf, sum) = out.stream_meta();
+            member(&mut head, "meta.inf", &inf, now)?;
+            member(&mut head, "meta.sum", sum.as_bytes(), now)?;
+        }
+        Format::V2 => {
+            head.extend_from_slice(archive_v2::MAGIC);
+            archive_v2::put_state(&mut head, now, &api_state(out));
+            for c in &out.consumers {
+                let mut state = c.state.clone().unwrap_or_default();
+                archive_v2::clip(&mut state, out.state.last_seq);
+                archive_v2::put_consumer(&mut head, now, &c.name, &c.meta.config, &state);
+            }
+        }
+    }
+    let mut compressed = s2::MAGIC.to_vec();
+    frames(&mut encoder, &head, &mut compressed)?;
+    put(&mut written, &compressed)?;
+    written.raw = head.len() as u64;
+
+    let layout = Layout::new(&out.name, &out.stream.name);
+    let (encoders, buffers) = (Pool::default(), Pool::default());
+    let make = || Block::in_buffer(buffers.take());
+    let finish = |mut block: Block| {
+        let mut encoder: Encoder = encoders.take();
+        let mut raw = 0u64;
+        let done = (|| {
+            if let Some(fault) = &block.fault {
+                return Err(format_error(fault));
+            }
+            let mut frames_out = Vec::new();
+            if !block.is_empty() {
+                let size = block.bytes.len() as u64;
+                raw = size;
+                if format == Format::V1 {
+                    let mut header = Vec::new();
+                    let name = format!("msgs/{}.blk", block.entry.index);
+                    tar::put_header(&mut header, name.as_bytes(), size, now)
+                        .map_err(|f| format_error(&f))?;
+                    frames(&mut encoder, &header, &mut frames_out)?;
+                    block.bytes.extend_from_slice(tar::padding(size));
+                    raw = (header.len() as u64).saturating_add(block.bytes.len() as u64);
+                }
+                frames(&mut encoder, &block.bytes, &mut frames_out)?;
+            }
+            block.close();
+            Ok(Piece {
+                frames: frames_out,
+                number: block.entry.index,
+                messages: if block.is_empty() {
+                    0
+                } else {
+                    block.entry.msgs()
+                },
+                raw,
+                last_seq: block.entry.last,
+            })
+        })();
+        encoders.give(encoder);
+        block.bytes.clear();
+        buffers.give(std::mem::take(&mut block.bytes));
+        done
+    };
+    let (mut error, mut last_live, mut last_number) = (None, 0, 0);
+    let findings = pass.run_with(
+        make,
+        |block, m| {
+            if format == Format::V1 {
+                block.push(&layout, m);
+            } else {
+                block.note(m);
+                archive_v2::put_message(
+                    &mut block.bytes,
+                    m.subject,
+                    m.ts,
+                    m.seq,
+                    m.headers,
+                    m.payload,
+                );
+            }
+            ControlFlow::Continue(())
+        },
+        finish,
+        |piece| {
+            let result = piece.and_then(|p: Piece| {
+                written.messages = written.messages.saturating_add(p.messages);
+                written.raw = written.raw.saturating_add(p.raw);
+                last_live = p.last_seq.max(last_live);
+                last_number = p.number.max(last_number);
+                put(&mut written, &p.frames)
+            });
+            if let Err(e) = result {
+                error = Some(e);
+                return ControlFlow::Break(());
+            }
+            if stop.load(Ordering::Relaxed) {
+                error = Some(SinkError::Interrupted);
+                return ControlFlow::Break(());
+            }
+            ControlFlow::Continue(())
+        },
+    );
+    if let Some(e) = error {
+        return Err(e);
+    }
+    let damaged = findings.iter().any(|f| f.severity == Severity::Error);
+    if (damaged || written.messages != out.state.msgs) && !salvage {
+        return Err(SinkError::Damaged {
+            findings,
+            read: written.messages,
+            expected: out.state.msgs,
+        });
+    }
+    written.findings = findings;
+
+    let mut tail = Vec::new();
+    match format {
+        Format::V1 => {
+            if let Some(block) = last_sequence(
+                out.state,
+                last_live,
+                last_number.saturating_add(1),
+                &out.name,
+            ) {
+                let name = format!("msgs/{}.blk", block.entry.index);
+                member(&mut tail, &name, &block.bytes, now)?;
+            }
+            for c in &out.consumers {
+                let (inf, sum) = out.consumer_meta(c);
+                member(&mut tail, &format!("obs/{}/meta.inf", c.name), &inf, now)?;
+                member(
+                    &mut tail,
+                    &format!("obs/{}/meta.sum", c.name),
+                    sum.as_bytes(),
+                    now,
+                )?;
+                if let Some(state) = &c.state {
+                    let bytes = o_dat::encode(state);
+                    member(&mut tail, &format!("obs/{}/o.dat", c.name), &bytes, now)?;
+                }
+            }
+            tail.extend_from_slice(&tar::END);
+        }
+        Format::V2 => tail.extend_from_slice(&archive_v2::END),
+    }
+    let mut compressed = Vec::new();
+    frames(&mut encoder, &tail, &mut compressed)?;
+    put(&mut written, &compressed)?;
+    written.raw = written.raw.saturating_add(tail.len() as u64);
+    file.sync_all().map_err(SinkError::io(path))?;
+    Ok(written)
+}

@@ -1,0 +1,363 @@
+//! `jetsam backup`: archives of a stopped server's streams, one directory each, as the `nats` CLI leaves them.
+
+use super::info::describe;
+use super::{Context, Exit, Failure, Opened, render, warn_of};
+use crate::finding::{Code, Finding, Severity};
+use crate::format::backup_json::{self, BackupJson};
+use crate::sink::archive::{self, Format};
+use crate::sink::outgoing::Outgoing;
+use crate::sink::staged::{StagedDir, write_synced};
+use crate::sink::{SinkError, Written};
+use crate::source::{SourceKind, StreamSource, text};
+use crate::state::visit::Pass;
+use serde_json::{Value, json};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// What to write, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which archive.
+    pub format: Format,
+    /// Leave consumers out.
+    pub no_consumers: bool,
+    /// Archive what can be proven of a damaged stream.
+    pub salvage: bool,
+}
+
+/// How one stream went.
+struct Outcome {
+    account: String,
+    stream: String,
+    path: PathBuf,
+    result: Result<(Written, usize), Refusal>,
+    time: Duration,
+}
+
+/// Why a stream was not archived.
+enum Refusal {
+    Damaged(Vec<Finding>),
+    Key(Vec<Finding>),
+    Failed(String),
+    Changed,
+    Interrupted,
+}
+
+impl Refusal {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Damaged(_) => Exit::Found,
+            Self::Key(_) => Exit::Key,
+            Self::Failed(_) => Exit::Failed,
+            Self::Changed => Exit::InUse,
+            Self::Interrupted => Exit::Interrupted,
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            Self::Damaged(findings) => {
+                let errors = findings
+                    .iter()
+                    .filter(|f| f.severity == Severity::Error)
+                    .count() as u64;
+                format!(
+                    "damaged ({}): refused; `jetsam check` lists the damage, --salvage archives what can be proven",
+                    render::number_of(errors, "error")
+                )
+            }
+            Self::Key(_) => "a key is missing or wrong".into(),
+            Self::Failed(why) => why.clone(),
+            Self::Changed => {
+                "the source changed while it was read: a server is running on it".into()
+            }
+            Self::Interrupted => "interrupted".into(),
+        }
+    }
+}
+
+/// A name that can be one directory.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name != "."
+        && name != ".."
+        && !name.contains(['/', '\\', '\0'])
+}
+
+/// Where each stream goes.
+fn targets<'s>(
+    ctx: &Context<'_>,
+    opened: &Opened,
+    streams: &[&'s StreamSource],
+    dest: &Path,
+) -> Result<Vec<(&'s StreamSource, PathBuf)>, Failure> {
+    let usage = |why: String| Err(Failure::Usage(why));
+    let single = ctx.selector.exact_stream().is_some()
+        || matches!(
+            opened.source.kind,
+            SourceKind::Stream | SourceKind::Backup | SourceKind::Archive | SourceKind::File
+        );
+    let one_account =
+        ctx.selector.exact_account().is_some() || matches!(opened.source.kind, SourceKind::Account);
+    if single {
+        return match streams {
+            [one] => Ok(vec![(one, dest.to_owned())]),
+            [] => usage(format!("{}: no stream", opened.source.path.display())),
+            [one, ..] => usage(format!(
+                "stream {} is in more than one account: choose with -a",
+                one.name
+            )),
+        };
+    }
+    let mut out = Vec::new();
+    for s in streams {
+        if !is_plain_name(&s.name) || !(one_account || is_plain_name(&s.account)) {
+            return usage(format!(
+                "{}: cannot be a directory's name; choose it with -s and give it a directory of its own",
+                render::safe(&s.name)
+            ));
+        }
+        let base = if one_account {
+            dest.to_owned()
+        } else {
+            dest.join(&s.account)
+        };
+        out.push((*s, base.join(&s.name)));
+    }
+    Ok(out)
+}
+
+/// Fails where something is in the way of `target`.
+fn require_free(target: &Path) -> Result<(), Failure> {
+    match std::fs::read_dir(target) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(Failure::Usage(format!(
+                "{}: not empty; nothing was written",
+                target.display()
+            ))),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Failure::Usage(format!("{}: {e}", target.display()))),
+    }
+}
+
+/// Fails where `dest` is inside of the source: jetsam never writes there.
+pub fn require_outside(source: &Path, dest: &Path) -> Result<(), Failure> {
+    let Ok(source) = source.canonicalize() else {
+        return Ok(());
+    };
+    let mut at = std::path::absolute(dest).unwrap_or_else(|_| dest.to_owned());
+    let there = loop {
+        if let Ok(found) = at.canonicalize() {
+            break found;
+        }
+        if !at.pop() {
+            return Ok(());
+        }
+    };
+    if there.starts_with(&source) {
+        return Err(Failure::Usage(format!(
+            "{}: inside of the source, which is never written to",
+            dest.display()
+        )));
+    }
+    Ok(())
+}
+
+/// Runs the verb.
+pub fn run(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+) -> Result<Exit, Failure> {
+    let opened = ctx.open(path)?;
+    ctx.require_match(&opened)?;
+    require_outside(path, dest)?;
+    let selector = ctx.selector.clone();
+    let streams: Vec<&StreamSource> = opened.streams(&selector).collect();
+    let targets = targets(ctx, &opened, &streams, dest)?;
+    if targets.is_empty() {
+        return Err(Failure::Usage(format!("{}: no stream", path.display())));
+    }
+    for (_, target) in &targets {
+        require_free(target)?;
+    }
+    warn_of(ctx.monitor, &opened.source.findings);
+    let (mut outcomes, started) = (Vec::new(), Instant::now());
+    let mut exit = Exit::Clean;
+    let mut told_plaintext = false;
+    for (source, target) in targets {
+        let begun = Instant::now();
+        let result = one(ctx, &opened, source, &target, options, &mut told_plaintext);
+        let interrupted = matches!(result, Err(Refusal::Interrupted));
+        if let Err(refusal) = &result {
+            if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
+                warn_of(ctx.monitor, findings);
+            }
+            exit = exit.worse(refusal.exit());
+        }
+        let outcome = Outcome {
+            account: source.account.clone(),
+            stream: source.name.clone(),
+            path: target,
+            result,
+            time: begun.elapsed(),
+        };
+        if !ctx.json {
+            line(ctx, &outcome)?;
+        }
+        outcomes.push(outcome);
+        if interrupted {
+            break;
+        }
+    }
+    if ctx.json {
+        let all: Vec<Value> = outcomes.iter().map(as_json).collect();
+        serde_json::to_writer_pretty(&mut ctx.out, &all).map_err(std::io::Error::from)?;
+        writeln!(ctx.out)?;
+    } else if outcomes.len() > 1 {
+        total(ctx, &outcomes, started.elapsed())?;
+    }
+    Ok(exit)
+}
+
+/// Archives one stream.
+fn one(
+    ctx: &Context<'_>,
+    opened: &Opened,
+    source: &StreamSource,
+    target: &Path,
+    options: &Options,
+    told_plaintext: &mut bool,
+) -> Result<(Written, usize), Refusal> {
+    let mut d = describe(ctx, source, false, true);
+    let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
+    if d.stream.locked || d.findings.iter().any(is_key) {
+        d.findings.retain(is_key);
+        return Err(Refusal::Key(d.findings));
+    }
+    let damaged = d.findings.iter().any(|f| f.severity == Severity::Error);
+    if damaged && !options.salvage {
+        return Err(Refusal::Damaged(d.findings));
+    }
+    let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
+        return Err(Refusal::Damaged(d.findings));
+    };
+    if options.no_consumers {
+        out.consumers.clear();
+    }
+    for dropped in &out.dropped {
+        ctx.monitor
+            .warn(&format!("{dropped}: left out, servers refuse it"));
+    }
+    if d.stream.cipher.is_some() && !*told_plaintext {
+        *told_plaintext = true;
+        ctx.monitor
+            .warn("the source is encrypted; archives are plaintext, as the server's are");
+    }
+    let failed =
+        |e: std::io::Error, path: &Path| Refusal::Failed(format!("{}: {e}", path.display()));
+    let parent = match target.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    };
+    let staged = StagedDir::new(parent, &source.name).map_err(|e| failed(e, parent))?;
+    let data = staged.path().join("stream.tar.s2.part");
+    let mut file = File::create_new(&data).map_err(|e| failed(e, &data))?;
+    let pass_progress = |n| ctx.monitor.advance(n);
+    let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &pass_progress);
+    ctx.monitor
+        .begin(&format!("Backing up {}", source.name), pass.file_bytes());
+    let written = archive::write(
+        options.format,
+        &out,
+        &pass,
+        options.salvage,
+        &mut file,
+        &data,
+        &ctx.stop,
+    );
+    ctx.monitor.end();
+    let written = written.map_err(|e| match e {
+        SinkError::Damaged { findings, .. } => Refusal::Damaged(findings),
+        SinkError::Interrupted => Refusal::Interrupted,
+        e => Refusal::Failed(e.to_string()),
+    })?;
+    let meta = backup_json::encode(&BackupJson {
+        config: out.meta.config.clone(),
+        state: archive::api_state(&out),
+    });
+    let name = staged.path().join("backup.json");
+    write_synced(&name, &meta).map_err(|e| failed(e, &name))?;
+    let whole = staged.path().join("stream.tar.s2");
+    std::fs::rename(&data, &whole).map_err(|e| failed(e, &whole))?;
+    if opened.changed() && !ctx.live {
+        return Err(Refusal::Changed);
+    }
+    staged.commit(target).map_err(|e| failed(e, target))?;
+    Ok((written, out.consumers.len()))
+}
+
+fn line(ctx: &mut Context<'_>, o: &Outcome) -> Result<(), Failure> {
+    let name = render::safe(&o.stream);
+    match &o.result {
+        Ok((w, consumers)) => writeln!(
+            ctx.out,
+            "{name}: {}, {}: {} uncompressed, {} compressed, in {}",
+            render::number_of(w.messages, "message"),
+            render::number_of(*consumers as u64, "consumer"),
+            render::bytes(w.raw),
+            render::bytes(w.compressed),
+            render::took(o.time)
+        )?,
+        Err(refusal) => ctx
+            .monitor
+            .warn(&format!("{name}: not backed up: {}", refusal.reason())),
+    }
+    Ok(())
+}
+
+fn total(ctx: &mut Context<'_>, outcomes: &[Outcome], time: Duration) -> Result<(), Failure> {
+    let done: Vec<&Written> = outcomes
+        .iter()
+        .filter_map(|o| o.result.as_ref().ok().map(|(w, _)| w))
+        .collect();
+    let sum = |of: fn(&Written) -> u64| done.iter().map(|w| of(w)).sum::<u64>();
+    writeln!(
+        ctx.out,
+        "Backed up {} of {}: {}, {} uncompressed, {} compressed, in {}",
+        done.len(),
+        render::number_of(outcomes.len() as u64, "stream"),
+        render::number_of(sum(|w| w.messages), "message"),
+        render::bytes(sum(|w| w.raw)),
+        render::bytes(sum(|w| w.compressed)),
+        render::took(time)
+    )?;
+    Ok(())
+}
+
+fn as_json(o: &Outcome) -> Value {
+    let mut v = json!({
+        "account": o.account,
+        "stream": o.stream,
+        "path": text(&o.path),
+    });
+    let more = match &o.result {
+        Ok((w, consumers)) => json!({
+            "messages": w.messages,
+            "consumers": consumers,
+            "bytes": w.raw,
+            "compressed_bytes": w.compressed,
+            "seconds": o.time.as_secs_f64(),
+        }),
+        Err(refusal) => json!({ "error": refusal.reason() }),
+    };
+    if let (Some(v), Value::Object(more)) = (v.as_object_mut(), more) {
+        v.extend(more);
+    }
+    v
+}

@@ -1,0 +1,173 @@
+package live
+
+import (
+	"fmt"
+	"math/rand"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+)
+
+// TestSideBySide times jetsam and a real server on the same stores, turn by turn in one run, and prints a table.
+// It makes the stores first (JETSAM_BENCH names the directory; they stay there for the next run), and runs only
+// when asked: benches/side-by-side.sh.
+//
+//	JETSAM_BENCH           where the stores are
+//	JETSAM_BENCH_MESSAGES  messages in each (default 2,000,000 of 500 bytes)
+//	JETSAM_BENCH_ROUNDS    rounds (default 5; the median counts)
+func TestSideBySide(t *testing.T) {
+	dir := os.Getenv("JETSAM_BENCH")
+	if dir == "" {
+		t.Skip("JETSAM_BENCH is not set")
+	}
+	messages, rounds := number("JETSAM_BENCH_MESSAGES", 2_000_000), number("JETSAM_BENCH_ROUNDS", 5)
+	v := Version("2.14.9")
+	fmt.Printf("%s, %d cores, nats-server %s, %d messages of 500 bytes, median of %d rounds\n\n", cpu(), runtime.NumCPU(), v, messages, rounds)
+	fmt.Println("| store | bytes | server's recovery | `cat` | `check` | 1 thread | server ÷ check | check ÷ cat | 1 thread ÷ all | check, GB/s | peak RSS |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
+	for _, kind := range []variant{{"plain", "", false}, {"s2", "", true}, {"chacha", "chacha", false}, {"aes", "aes", false}} {
+		o := kind.options()
+		store := filepath.Join(dir, fmt.Sprintf("%s-%d", kind.name, messages))
+		if _, err := os.Stat(store); err != nil {
+			fillBig(t, v, store, o, kind.compress, messages)
+		}
+		var server, cat, all, one []float64
+		var rss int64
+		for range rounds {
+			server = append(server, recovery(t, v, store, filepath.Join(dir, "copy"), o))
+			cat = append(cat, timed(t, o, "sh", "-c", "find '"+store+"' -type f -exec cat {} + > /dev/null").seconds)
+			r := timed(t, o, jetsamBin(), "check", "-q", store)
+			all, rss = append(all, r.seconds), max(rss, r.rss)
+			one = append(one, timed(t, o, jetsamBin(), "check", "-q", "--threads", "1", store).seconds)
+		}
+		s, c, a, n := median(server), median(cat), median(all), median(one)
+		size := float64(treeBytes(t, store))
+		fmt.Printf("| %s | %.2f GB | %.2f s | %.3f s | %.3f s | %.3f s | %.1f | %.2f | %.2f | %.2f | %d MiB |\n",
+			kind.name, size/1e9, s, c, a, n, s/a, a/c, n/a, size/1e9/a, rss>>10)
+	}
+}
+
+func number(env string, otherwise int) int {
+	if n, err := strconv.Atoi(os.Getenv(env)); err == nil {
+		return n
+	}
+	return otherwise
+}
+
+func cpu() string {
+	text, _ := os.ReadFile("/proc/cpuinfo")
+	if m := regexp.MustCompile(`model name\s*: (.*)`).FindSubmatch(text); m != nil {
+		return string(m[1])
+	}
+	return runtime.GOARCH
+}
+
+func median(v []float64) float64 {
+	v = slices.Sorted(slices.Values(v))
+	return v[len(v)/2]
+}
+
+// fillBig makes a store of one stream PERF with 1,000 subjects and JSON-like payloads.
+func fillBig(t *testing.T, v Version, store string, o Options, compress bool, messages int) {
+	making := store + ".making"
+	must(t, os.RemoveAll(making))
+	s := StartServer(t, v, making, o)
+	f := NewFiller(t, s, "$G", 7, compress)
+	f.stream("PERF", Cfg{"subjects": []string{"perf.>"}})
+	pool := make([][]byte, 5000)
+	words := make([]string, 4096)
+	for i := range words {
+		words[i] = strconv.FormatUint(f.rng.Uint64()>>24, 16)
+	}
+	for i := range pool {
+		b := fmt.Appendf(nil, `{"id":%d,"items":[`, f.rng.Uint32())
+		for len(b) < 497 {
+			b = fmt.Appendf(b, "%q,", words[f.rng.Intn(len(words))])
+		}
+		pool[i] = append(b[:498], "]}"...)
+	}
+	js, err := f.nc.JetStream(nats.PublishAsyncMaxPending(4000))
+	must(t, err)
+	rng := rand.New(rand.NewSource(8))
+	for i := range messages {
+		_, err := js.PublishAsync("perf."+strconv.Itoa(rng.Intn(1000)), pool[i%len(pool)])
+		must(t, err)
+	}
+	<-js.PublishAsyncComplete()
+	time.Sleep(3 * time.Second) // the server syncs, compresses and writes its index
+	s.Stop()
+	must(t, os.Rename(making, store))
+}
+
+var restored = regexp.MustCompile(`(?m)^\[\d+\] (\S+ \S+) \[INF\]\s+(Starting restore|Restored [\d,]+ messages) for stream`)
+
+// recovery is how long the server's own scan of the blocks takes, by its log: on a copy, without index.db.
+func recovery(t *testing.T, v Version, store, copied string, o Options) float64 {
+	must(t, os.RemoveAll(copied))
+	run(t, "cp", "-r", store, copied)
+	defer os.RemoveAll(copied)
+	indexes, _ := filepath.Glob(filepath.Join(copied, "jetstream", "*", "streams", "*", "msgs", "index.db"))
+	for _, index := range indexes {
+		must(t, os.Remove(index))
+	}
+	s := StartServer(t, v, copied, o)
+	lines := restored.FindAllStringSubmatch(s.Log(), -1)
+	s.Kill()
+	if len(lines) != 2 {
+		t.Fatalf("the log does not tell how long recovery took:\n%s", s.Log())
+	}
+	var at [2]time.Time
+	for i, line := range lines {
+		var err error
+		at[i], err = time.Parse("2006/01/02 15:04:05.000000", line[1])
+		must(t, err)
+	}
+	return at[1].Sub(at[0]).Seconds()
+}
+
+type usage struct {
+	seconds float64
+	rss     int64 // KiB
+}
+
+func timed(t *testing.T, o Options, name string, args ...string) usage {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Env = append(os.Environ(), "JETSAM_KEY="+o.Key)
+	start := time.Now()
+	out, err := cmd.CombinedOutput()
+	seconds := time.Since(start).Seconds()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return usage{seconds, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss}
+}
+
+func run(t *testing.T, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", name, err, out)
+	}
+}
+
+func treeBytes(t *testing.T, dir string) (n int64) {
+	must(t, filepath.WalkDir(dir, func(_ string, e os.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		info, err := e.Info()
+		n += info.Size()
+		return err
+	}))
+	return n
+}
