@@ -35,11 +35,14 @@ base=${TMPDIR:-/tmp}
 [ ! -d /dev/shm ] || base=/dev/shm
 JETSAM_FUZZ_DIR=$(mktemp -d "$base/jetsam-fuzz.XXXXXX")
 export JETSAM_FUZZ_DIR
+# The stack of every allocation takes a third of the time; the first bad access is shown without it.
+ASAN_OPTIONS=malloc_context_size=1:quarantine_size_mb=16
+export ASAN_OPTIONS
 trap 'rm -rf "$JETSAM_FUZZ_DIR"' EXIT
 
 cargo +nightly fuzz build
 for target; do
   echo "== $target"
   cargo +nightly fuzz run "$target" -- -max_total_time="$seconds" -max_len="$(ceiling "$target")" \
-    -rss_limit_mb=1024 -timeout=10 -print_final_stats=1
+    -len_control=0 -rss_limit_mb=1024 -timeout=10 -print_final_stats=1
 done

@@ -1,9 +1,11 @@
-//! The JSON of `meta.inf`, `backup.json` and consumer states; times. Input: the text itself.
+//! Text: the JSON of `meta.inf`, `backup.json`, configuration backups, consumers and their states; header
+//! blocks of messages; times. Input: the text itself.
 #![no_main]
 
+use jetsam::format::config_backup::{self, ConfigBackup, Configuration};
 use jetsam::format::meta::{self, MetaInf};
 use jetsam::format::o_dat::ConsumerState;
-use jetsam::format::{Fault, backup_json};
+use jetsam::format::{Fault, archive_v2, backup_json, headers};
 use jetsam::time;
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
@@ -58,17 +60,67 @@ fn meta_inf(
     }
 }
 
+fn configuration(backup: ConfigBackup) {
+    assert!(!backup.configuration.file_name().contains('\0'));
+    let out = config_backup::encode(&backup);
+    let back = config_backup::decode(&out).expect("what was written decodes");
+    let (Configuration::Stream(map) | Configuration::Consumer(map) | Configuration::Template(map)) =
+        &backup.configuration;
+    if map.values().all(exact) {
+        assert_eq!(back, backup);
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     meta_inf(data, meta::decode_stream, meta::encode_stream);
     meta_inf(data, meta::decode_consumer, meta::encode_consumer);
     if let Ok(b) = backup_json::decode(data) {
         let _ = b.name();
+        let out = backup_json::encode(&b);
+        let back = backup_json::decode(&out).expect("what was written decodes");
+        // Times that are absent and numbers that are zero have one form when written.
+        assert_eq!(back.state.to_json(), b.state.to_json());
+        if b.config.values().all(exact) {
+            assert_eq!(backup_json::encode(&back), out);
+        }
+    }
+    if let Ok(b) = config_backup::decode(data) {
+        configuration(b);
+    }
+    if let Ok((config, state)) = archive_v2::consumer(data) {
+        let mut out = Vec::new();
+        archive_v2::put_consumer(&mut out, 1, "C", &config, &state);
+        let (header, used) = archive_v2::header(&out, 0).unwrap();
+        assert_eq!(
+            (used as u64 + header.name + header.payload) as usize,
+            out.len()
+        );
+        let body = &out[used + header.name as usize..];
+        if config.values().all(exact) {
+            assert_eq!(archive_v2::consumer(body), Ok((config, state)));
+        }
+    }
+    for name in ["Nats-TTL", "Nats-Schedule", "Nats-Stream-Source"] {
+        let value = headers::get(data, name.as_bytes()).unwrap_or(data);
+        let _ = (headers::ttl(value), headers::stream_source(value));
     }
     if let Ok(value) = serde_json::from_slice::<Value>(data) {
         let text = meta::go_json(&value);
         let back: Value = serde_json::from_slice(&text).expect("JSON again");
         if exact(&value) {
             assert_eq!(back, value);
+        }
+        if let Value::Object(map) = &value {
+            for configuration in [
+                Configuration::stream(map),
+                Configuration::consumer("S", "C", map),
+            ] {
+                let time = time::rfc3339(data.len() as i64);
+                self::configuration(ConfigBackup {
+                    time,
+                    configuration,
+                });
+            }
         }
         if let Ok(state) = ConsumerState::from_json(&value) {
             assert_eq!(ConsumerState::from_json(&state.to_json()).unwrap(), state);

@@ -10,7 +10,7 @@ use jetsam::format::s2::{
 use jetsam_fuzz::Input;
 use libfuzzer_sys::fuzz_target;
 
-const CEILING: usize = 1 << 20;
+const CEILING: usize = 256 << 10;
 
 fuzz_target!(|data: &[u8]| {
     let mut input = Input(data);
