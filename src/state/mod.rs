@@ -115,7 +115,9 @@ impl StreamState {
     /// How many sequences between first and last hold no message.
     pub fn num_deleted(&self) -> u64 {
         if self.last_seq > self.first_seq {
-            (self.last_seq - self.first_seq + 1).saturating_sub(self.msgs)
+            (self.last_seq - self.first_seq)
+                .saturating_add(1)
+                .saturating_sub(self.msgs)
         } else {
             0
         }

@@ -22,6 +22,9 @@ pub struct Options {
     pub subjects: bool,
 }
 
+/// As many deleted sequences are listed one by one.
+const LISTED: u64 = 1_000_000;
+
 /// A stream with its state: what `info` and `ls` show.
 pub struct Described {
     /// The stream.
@@ -198,13 +201,20 @@ pub fn state_json(state: &StreamState, consumers: usize, options: &Options) -> V
     out.insert("num_deleted".into(), json!(state.num_deleted()));
     out.insert("consumer_count".into(), json!(consumers));
     if options.deleted {
-        let all: Vec<Value> = state
-            .deleted()
-            .into_iter()
-            .flat_map(|(from, to)| from..=to)
-            .map(Value::from)
-            .collect();
-        out.insert("deleted".into(), Value::Array(all));
+        let runs = state.deleted();
+        let count = runs.iter().fold(0u64, |n, (from, to)| {
+            n.saturating_add(to - from).saturating_add(1)
+        });
+        // Two messages can be 2^63 sequences apart: such a gap is told by its ends.
+        if count > LISTED {
+            out.insert("deleted_ranges".into(), json!(runs));
+        } else {
+            let all = runs.into_iter().flat_map(|(from, to)| from..=to);
+            out.insert(
+                "deleted".into(),
+                Value::Array(all.map(Value::from).collect()),
+            );
+        }
     }
     if let (true, Some(subjects)) = (options.subjects, &state.subjects) {
         let mut sorted: Vec<_> = subjects.iter().filter(|(_, n)| *n > 0).collect();
