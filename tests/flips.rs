@@ -42,6 +42,7 @@ fn check_dir(path: &Path, keys: Option<&str>) -> Vec<Found> {
         live: false,
         json: false,
         style: Default::default(),
+        stop: std::sync::Arc::default(),
         out: &mut out,
         monitor: &jetsam::verbs::Silent,
     };
