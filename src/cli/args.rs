@@ -174,12 +174,12 @@ pub enum Verb {
         #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
         sources: Vec<PathBuf>,
     },
-    /// Archive streams of a stopped server: backup directories that `nats stream restore` takes.
+    /// Archive streams of a stopped server, for `nats stream restore`.
     #[command(
         after_help = "With one stream (-s, or a stream directory as SOURCE) DEST gets backup.json and stream.tar.s2; with an\naccount (-a, or an account directory) DEST/STREAM/..., else DEST/ACCOUNT/STREAM/...\n\nExamples:\n  jetsam backup /data/nats /backup/ORDERS -s ORDERS\n  jetsam backup /data/nats /backup/last-night\n  nats stream restore /backup/ORDERS"
     )]
     Backup(BackupArgs),
-    /// Put streams into the store directory of a stopped server, from an archive or any other source.
+    /// Put streams from any source into a stopped server's store.
     #[command(
         after_help = "Everything is looked at before anything is written; a stream is there whole or not at all.\n\nExamples:\n  jetsam restore /backup/ORDERS /data/nats\n  jetsam restore /backup/last-night /data/nats --dry-run\n  jetsam restore /old/nats /data/nats -s ORDERS --rename ORDERS_OLD --replicas 1\n  jetsam restore /backup/ORDERS /data/nats --out-key-file /run/secrets/js.key --out-cipher aes"
     )]
