@@ -5,9 +5,9 @@ use crate::finding::Finding;
 use crate::format::meta;
 use crate::format::o_dat::SeqPair;
 use crate::source::tree::{ChildKind, Tree};
-use crate::source::{StreamSource, text};
+use crate::source::{Body, StreamSource, text};
 use crate::state::consumers::{pending, position};
-use crate::state::{Depth, StreamState, survey};
+use crate::state::{Depth, StreamState, claimed, survey};
 use crate::stream::{Consumer, Index, Stream, Want};
 use crate::time;
 use serde_json::{Map, Value, json};
@@ -82,6 +82,27 @@ pub fn describe(
         state: found.state,
         pending,
         findings,
+    }
+}
+
+/// As [`describe`], for a pass that reads all messages and compares: a NATSARC1 archive is not read twice.
+pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
+    if !matches!(source.body, Body::Entries(_)) {
+        return describe(ctx, source, false, true);
+    }
+    let want = Want {
+        subjects: false,
+        consumers: true,
+    };
+    let stream = Stream::open(source, &ctx.keys, want);
+    match claimed(&stream) {
+        Some(state) => Described {
+            findings: stream.findings.clone(),
+            stream,
+            state,
+            pending: Vec::new(),
+        },
+        None => describe(ctx, source, false, true),
     }
 }
 
@@ -433,7 +454,9 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
             match st.origin {
                 crate::state::Origin::Index => "index.db".into(),
                 crate::state::Origin::Scan => "a scan of the blocks".into(),
-                crate::state::Origin::Archive => "the archive".into(),
+                crate::state::Origin::Archive | crate::state::Origin::Claimed => {
+                    "the archive".into()
+                }
             },
         ),
     ];

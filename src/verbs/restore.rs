@@ -4,7 +4,7 @@
 //! renamed into place, so it is there whole or not at all.
 
 use super::backup::{is_plain_name, require_outside};
-use super::info::describe;
+use super::info::describe_to_copy;
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
@@ -536,7 +536,7 @@ fn one(
     plan: &Plan<'_>,
     options: &Options,
 ) -> Result<Restored, Refusal> {
-    let mut d = describe(ctx, plan.source, false, true);
+    let mut d = describe_to_copy(ctx, plan.source);
     let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
     if d.stream.locked || d.findings.iter().any(is_key) {
         d.findings.retain(is_key);
