@@ -34,8 +34,9 @@ fn verbs() -> Vec<String> {
         .skip_while(|l| *l != "Commands:")
         .skip(1)
         .take_while(|l| l.starts_with("  "))
-        .filter_map(|l| l.strip_prefix("  ")?.split_whitespace().next())
-        .filter(|w| w.chars().all(|c| c.is_ascii_lowercase()))
+        // Lines that go on are indented further.
+        .filter_map(|l| l.strip_prefix("  ")?.split(' ').next())
+        .filter(|w| !w.is_empty())
         .map(str::to_owned)
         .collect();
     assert!(verbs.len() >= 8, "{verbs:?}");

@@ -100,6 +100,18 @@ pub struct Source {
     pub tree: Option<Arc<dyn Tree>>,
 }
 
+impl Source {
+    /// The path of a finding's `file`, which is relative to the source: for a source that is a file
+    /// itself, to its directory.
+    pub fn full(&self, file: &str) -> String {
+        match self.kind {
+            _ if file.is_empty() => text(&self.path),
+            SourceKind::Archive | SourceKind::File => text(&self.path.with_file_name(file)),
+            _ => text(&self.path.join(file)),
+        }
+    }
+}
+
 /// How to open a source.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
@@ -768,7 +780,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
             source.kind = SourceKind::Archive;
             source
                 .streams
-                .push(archive_stream(opened, &account_hint, &name, PathBuf::new()));
+                .push(archive_stream(opened, &account_hint, &name, own.into()));
             Ok(source)
         }
         Err(archive::ArchiveError::Io(source)) => Err(OpenError::Io {

@@ -56,7 +56,7 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
             // `file` is relative to its source; with several sources that alone would be ambiguous.
             for f in &mut one.findings {
                 let file = f.file.take().unwrap_or_default();
-                f.file = Some(path.join(file).to_string_lossy().into_owned());
+                f.file = Some(opened.source.full(&file));
             }
         }
         if ctx.close(&opened, Exit::Clean) == Exit::InUse {

@@ -317,12 +317,7 @@ struct Side<'a> {
 fn placed(opened: &Opened, findings: impl IntoIterator<Item = Finding>) -> Vec<Finding> {
     let source = &opened.source;
     let of = |mut f: Finding| {
-        let path = source.path.to_string_lossy();
-        f.file = f.file.map(|file| match (&source.tree, file.is_empty()) {
-            (_, true) => path.into_owned(),
-            (Some(_), false) => format!("{}/{file}", path.trim_end_matches('/')),
-            (None, false) => format!("{path}:{file}"),
-        });
+        f.file = f.file.map(|file| source.full(&file));
         f
     };
     findings.into_iter().map(of).collect()

@@ -371,8 +371,10 @@ pub fn fingerprint(root: &Path) -> BTreeMap<PathBuf, String> {
             "dir".to_owned()
         } else if meta.is_symlink() {
             format!("-> {}", fs::read_link(&path).unwrap().display())
-        } else {
+        } else if meta.is_file() {
             format!("{:?}", Sha256::digest(fs::read(&path).unwrap()).as_slice())
+        } else {
+            format!("{:?}", meta.file_type())
         };
         let what = format!(
             "mode {:o} size {} mtime {}.{:09} ctime {}.{:09} inode {} {content}",
