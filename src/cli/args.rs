@@ -179,6 +179,12 @@ pub enum Verb {
         after_help = "With one stream (-s, or a stream directory as SOURCE) DEST gets backup.json and stream.tar.s2; with an\naccount (-a, or an account directory) DEST/STREAM/..., else DEST/ACCOUNT/STREAM/...\n\nExamples:\n  jetsam backup /data/nats /backup/ORDERS -s ORDERS\n  jetsam backup /data/nats /backup/last-night\n  nats stream restore /backup/ORDERS"
     )]
     Backup(BackupArgs),
+    /// Configurations of streams and consumers, without messages.
+    Config {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
     /// Compare two sources message by message.
     #[command(
         after_help = "Examples:\n  jetsam diff /data/nats /backup/nats-account\n  jetsam diff n0/store n1/store -s ORDERS --json"
@@ -202,6 +208,36 @@ pub enum Verb {
     Man {
         /// A verb.
         verb: Option<String>,
+    },
+}
+
+/// What `config` does.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Write each configuration to a file: stream_S.json, stream_S_consumer_C.json.
+    #[command(
+        after_help = "The files have the checksummed form of the old `nats backup`. With several accounts they are in DIR/ACCOUNT.\n\nExamples:\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/plain --plain -a ACME\n  nats stream add --config /backup/plain/stream_ORDERS.json"
+    )]
+    Backup {
+        /// Store, account, stream or backup directory, an archive, or a directory of such files.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
+        /// Where the files go; new, or empty.
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+        /// Write the configurations alone, as `nats stream add --config` and `nats consumer add --config` take
+        /// them.
+        #[arg(long)]
+        plain: bool,
+    },
+    /// Show configurations; of a directory of such files, verify the checksums.
+    #[command(
+        after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config show /backup/config --json"
+    )]
+    Show {
+        /// Store, account, stream or backup directory, an archive, or what `config backup` wrote.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
     },
 }
 

@@ -8,7 +8,7 @@ use crate::pipeline::Threads;
 use crate::source::OpenOptions;
 use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
-use args::{Cli, Global, Verb, When};
+use args::{Cli, ConfigAction, Global, Verb, When};
 use clap::{CommandFactory as _, Parser as _};
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal as _, Read as _, Write};
@@ -219,6 +219,15 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
                 salvage: b.salvage,
             };
             verbs::backup::run(ctx, &b.source, &b.dest, &options)
+        }
+        Verb::Config {
+            action: ConfigAction::Show { source },
+        } => verbs::config::show(ctx, &source),
+        Verb::Config {
+            action: ConfigAction::Backup { source, dir, plain },
+        } => {
+            stop_on_signals(&ctx.stop)?;
+            verbs::config::backup(ctx, &source, &dir, plain)
         }
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;

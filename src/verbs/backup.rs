@@ -130,7 +130,7 @@ fn targets<'s>(
 }
 
 /// Fails where something is in the way of `target`.
-fn require_free(target: &Path) -> Result<(), Failure> {
+pub fn require_free(target: &Path) -> Result<(), Failure> {
     match std::fs::read_dir(target) {
         Ok(mut entries) => match entries.next() {
             None => Ok(()),

@@ -3,6 +3,7 @@
 
 pub mod backup;
 pub mod check;
+pub mod config;
 pub mod diff;
 pub mod info;
 pub mod inspect;
