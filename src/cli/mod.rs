@@ -142,6 +142,10 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         }
         _ => {}
     }
+    let measured = matches!(cli.verb, Verb::Backup(_) | Verb::Check { .. });
+    if g.metrics.is_some() && !measured {
+        return Err(Failure::Usage("--metrics is for backup and check".into()).into());
+    }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
         previous: key(
@@ -168,6 +172,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         live: g.live,
         json: g.json,
         style,
+        metrics: g.metrics,
         stop: Arc::default(),
         out,
         monitor: &monitor,

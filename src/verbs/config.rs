@@ -239,10 +239,11 @@ fn files(
         let message = format!("{}: not backed up: {why}", render::safe(whose));
         ctx.monitor.warn(&message);
     };
-    let config = match (wrong(None), &s.config) {
+    let named = |config: &&Map<String, Value>| config.get("name") == Some(&s.name.clone().into());
+    let config = match (wrong(None), s.config.as_ref().filter(named)) {
         (None, Some(config)) => config,
         (why, _) => {
-            let why = why.unwrap_or("its configuration is missing");
+            let why = why.unwrap_or("its configuration is missing, or another's");
             refuse(&format!("stream {}", s.name), why);
             return None;
         }
