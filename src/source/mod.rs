@@ -1,6 +1,7 @@
 //! Where bytes come from: what a SOURCE argument is, and which streams it holds.
 
 pub mod archive;
+pub mod config_dir;
 pub mod dir;
 pub mod in_use;
 pub mod select;
