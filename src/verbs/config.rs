@@ -8,9 +8,7 @@ use crate::format::config_backup::{self, ConfigBackup, Configuration};
 use crate::format::meta::MetaInf;
 use crate::sink::outgoing::sanitise;
 use crate::sink::staged::{StagedDir, write_synced};
-use crate::source::config_dir::{
-    ConfiguredConsumer, ConfiguredStream, is_config_dir, read_config_dir,
-};
+use crate::source::config_dir::{ConfiguredConsumer, ConfiguredStream};
 use crate::source::{Role, text};
 use crate::stream::{Stream, Want};
 use crate::time;
@@ -38,38 +36,11 @@ fn concerns(f: &Finding) -> bool {
 
 /// Reads the selected configurations of any source.
 fn read(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
-    let mut configs = if is_config_dir(path) {
-        read_files(ctx, path)?
-    } else {
-        read_source(ctx, path)?
-    };
+    let mut configs = read_source(ctx, path)?;
     for s in &mut configs.streams {
         s.consumers.retain(|c| ctx.selector.consumer(&c.name));
     }
     Ok(configs)
-}
-
-fn read_files(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
-    let mut dir = read_config_dir(path)?;
-    let account = ctx.selector.exact_account().unwrap_or_default();
-    for s in dir.streams.iter_mut().filter(|s| s.account.is_empty()) {
-        s.account.clone_from(&account);
-    }
-    let asked = !ctx.selector.streams.is_empty() || !ctx.selector.accounts.is_empty();
-    dir.streams
-        .retain(|s| ctx.selector.stream(&s.account, &s.name));
-    if asked && dir.streams.is_empty() {
-        return Err(Failure::Usage(format!(
-            "{}: no stream matches the given -a/-s",
-            path.display()
-        )));
-    }
-    Ok(Configs {
-        streams: dir.streams,
-        findings: dir.findings,
-        encrypted: false,
-        opened: None,
-    })
 }
 
 fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
