@@ -466,13 +466,11 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         groups: Vec::new(),
         findings: Vec::new(),
     };
-    let kind = match finder.detect(path, &children) {
-        Ok(kind) => kind,
-        Err(_) if config_dir::is_config_dir(path) => {
-            finder.configurations(path)?;
-            SourceKind::Config
-        }
-        Err(e) => return Err(e),
+    let kind = if config_dir::is_config_dir(path) {
+        finder.configurations(path)?;
+        SourceKind::Config
+    } else {
+        finder.detect(path, &children)?
     };
     let Finder {
         mut streams,
