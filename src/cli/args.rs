@@ -85,6 +85,9 @@ pub struct Global {
     /// No progress and no warnings.
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
+    /// Note how the run went in a file for Prometheus's node_exporter (`backup`, `check`).
+    #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub metrics: Option<PathBuf>,
     /// Colours.
     #[arg(
         long,
@@ -174,16 +177,25 @@ pub enum Verb {
         #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
         sources: Vec<PathBuf>,
     },
-    /// Archive streams of a stopped server: backup directories that `nats stream restore` takes.
+    /// Archive streams of a stopped server, for `nats stream restore`.
     #[command(
         after_help = "With one stream (-s, or a stream directory as SOURCE) DEST gets backup.json and stream.tar.s2; with an\naccount (-a, or an account directory) DEST/STREAM/..., else DEST/ACCOUNT/STREAM/...\n\nExamples:\n  jetsam backup /data/nats /backup/ORDERS -s ORDERS\n  jetsam backup /data/nats /backup/last-night\n  nats stream restore /backup/ORDERS"
     )]
     Backup(BackupArgs),
-    /// Put streams into the store directory of a stopped server, from an archive or any other source.
+    /// Put streams from any source into a stopped server's store.
     #[command(
         after_help = "Everything is looked at before anything is written; a stream is there whole or not at all.\n\nExamples:\n  jetsam restore /backup/ORDERS /data/nats\n  jetsam restore /backup/last-night /data/nats --dry-run\n  jetsam restore /old/nats /data/nats -s ORDERS --rename ORDERS_OLD --replicas 1\n  jetsam restore /backup/ORDERS /data/nats --out-key-file /run/secrets/js.key --out-cipher aes"
     )]
     Restore(Box<RestoreArgs>),
+    /// Configurations of streams and consumers, without messages.
+    #[command(
+        after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/config --plain && nats stream add --config /backup/config/stream_ORDERS.json"
+    )]
+    Config {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
     /// Compare two sources message by message.
     #[command(
         after_help = "Examples:\n  jetsam diff /data/nats /backup/nats-account\n  jetsam diff n0/store n1/store -s ORDERS --json"
@@ -207,6 +219,36 @@ pub enum Verb {
     Man {
         /// A verb.
         verb: Option<String>,
+    },
+}
+
+/// What `config` does.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Write each configuration to a file: stream_S.json, stream_S_consumer_C.json.
+    #[command(
+        after_help = "The files have the checksummed form of the old `nats backup`. With several accounts they are in DIR/ACCOUNT.\n\nExamples:\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/plain --plain -a ACME\n  nats stream add --config /backup/plain/stream_ORDERS.json"
+    )]
+    Backup {
+        /// Store, account, stream or backup directory, an archive, or a directory of such files.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
+        /// Where the files go; new, or empty.
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+        /// Write the configurations alone, as `nats stream add --config` and `nats consumer add --config` take
+        /// them.
+        #[arg(long)]
+        plain: bool,
+    },
+    /// Show configurations; of a directory of such files, verify the checksums.
+    #[command(
+        after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config show /backup/config --json"
+    )]
+    Show {
+        /// Store, account, stream or backup directory, an archive, or what `config backup` wrote.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
     },
 }
 

@@ -8,7 +8,7 @@ use crate::pipeline::Threads;
 use crate::source::OpenOptions;
 use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
-use args::{Cli, Global, Verb, When};
+use args::{Cli, ConfigAction, Global, Verb, When};
 use clap::{CommandFactory as _, Parser as _};
 use serde_json::{Map, Value};
 use std::ffi::OsStr;
@@ -145,6 +145,10 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         }
         _ => {}
     }
+    let measured = matches!(cli.verb, Verb::Backup(_) | Verb::Check { .. });
+    if g.metrics.is_some() && !measured {
+        return Err(Failure::Usage("--metrics is for backup and check".into()).into());
+    }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
         previous: key(
@@ -171,6 +175,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         live: g.live,
         json: g.json,
         style,
+        metrics: g.metrics,
         stop: Arc::default(),
         out,
         monitor: &monitor,
@@ -248,6 +253,15 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
                 decrypt: r.out.decrypt,
             };
             verbs::restore::run(ctx, &r.source, &r.dest, &options)
+        }
+        Verb::Config {
+            action: ConfigAction::Show { source },
+        } => verbs::config::show(ctx, &source),
+        Verb::Config {
+            action: ConfigAction::Backup { source, dir, plain },
+        } => {
+            stop_on_signals(&ctx.stop)?;
+            verbs::config::backup(ctx, &source, &dir, plain)
         }
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;

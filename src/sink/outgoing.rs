@@ -66,7 +66,7 @@ fn remove(config: &mut Map<String, Value>, path: &str) {
 }
 
 /// Leaves out what servers refuse, and names it.
-fn sanitise(meta: &mut MetaInf, whose: &str, dropped: &mut Vec<String>) {
+pub fn sanitise(meta: &mut MetaInf, whose: &str, dropped: &mut Vec<String>) {
     let mut keys = meta::unknown_keys(meta);
     if meta.template_owner().is_some() {
         keys.push("template_owner".into());

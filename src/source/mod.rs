@@ -1,6 +1,7 @@
 //! Where bytes come from: what a SOURCE argument is, and which streams it holds.
 
 pub mod archive;
+pub mod config_dir;
 pub mod dir;
 pub mod in_use;
 pub mod select;
@@ -33,6 +34,8 @@ pub enum SourceKind {
     Archive,
     /// One file of a stream.
     File,
+    /// Configurations without messages.
+    Config,
 }
 
 /// What a stream-like directory holds.
@@ -62,6 +65,8 @@ pub enum Body {
     },
     /// A NATSARC1 archive.
     Entries(Arc<archive::V2>),
+    /// Nowhere: a configuration without messages.
+    Config(Arc<config_dir::ConfiguredStream>),
 }
 
 /// One stream in a source.
@@ -352,6 +357,26 @@ impl Finder<'_> {
         }
     }
 
+    fn configurations(&mut self, path: &Path) -> Result<(), OpenError> {
+        let found = config_dir::read_config_dir(path)?;
+        self.findings.extend(found.findings);
+        for mut s in found.streams {
+            if s.account.is_empty() {
+                s.account = self.options.account.clone().unwrap_or_default();
+            }
+            self.streams.push(StreamSource {
+                account: s.account.clone(),
+                name: s.name.clone(),
+                role: Role::Stream,
+                path: PathBuf::from(&s.name),
+                body: Body::Config(Arc::new(s)),
+                backup: None,
+                findings: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
     fn push(&mut self, account: &str, name: &str, role: Role, dir: &Path) {
         self.push_with(account, name, role, dir, Path::new("msgs"));
     }
@@ -441,7 +466,14 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         groups: Vec::new(),
         findings: Vec::new(),
     };
-    let kind = finder.detect(path, &children)?;
+    let kind = match finder.detect(path, &children) {
+        Ok(kind) => kind,
+        Err(_) if config_dir::is_config_dir(path) => {
+            finder.configurations(path)?;
+            SourceKind::Config
+        }
+        Err(e) => return Err(e),
+    };
     let Finder {
         mut streams,
         mut groups,

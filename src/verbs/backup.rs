@@ -1,6 +1,7 @@
 //! `jetsam backup`: archives of a stopped server's streams, one directory each, as the `nats` CLI leaves them.
 
 use super::info::describe;
+use super::metrics::Metrics;
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::backup_json::{self, BackupJson};
@@ -130,7 +131,7 @@ fn targets<'s>(
 }
 
 /// Fails where something is in the way of `target`.
-fn require_free(target: &Path) -> Result<(), Failure> {
+pub fn require_free(target: &Path) -> Result<(), Failure> {
     match std::fs::read_dir(target) {
         Ok(mut entries) => match entries.next() {
             None => Ok(()),
@@ -174,6 +175,18 @@ pub fn run(
     dest: &Path,
     options: &Options,
 ) -> Result<Exit, Failure> {
+    Metrics::around("backup", ctx, &[path], |ctx, metrics| {
+        all(ctx, path, dest, options, metrics)
+    })
+}
+
+fn all(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+    metrics: &mut Metrics,
+) -> Result<Exit, Failure> {
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     require_outside(path, dest)?;
@@ -187,6 +200,7 @@ pub fn run(
         require_free(target)?;
     }
     warn_of(ctx.monitor, &opened.source.findings);
+    metrics.count(&opened.source.findings);
     let (mut outcomes, started) = (Vec::new(), Instant::now());
     let mut exit = Exit::Clean;
     let mut told_plaintext = false;
@@ -194,11 +208,19 @@ pub fn run(
         let begun = Instant::now();
         let result = one(ctx, &opened, source, &target, options, &mut told_plaintext);
         let interrupted = matches!(result, Err(Refusal::Interrupted));
-        if let Err(refusal) = &result {
-            if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
-                warn_of(ctx.monitor, findings);
+        match &result {
+            Ok((written, _)) => {
+                metrics.streams += 1;
+                metrics.bytes += written.compressed;
+                metrics.count(&written.findings);
             }
-            exit = exit.worse(refusal.exit());
+            Err(refusal) => {
+                if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
+                    warn_of(ctx.monitor, findings);
+                    metrics.count(findings);
+                }
+                exit = exit.worse(refusal.exit());
+            }
         }
         let outcome = Outcome {
             account: source.account.clone(),

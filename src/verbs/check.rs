@@ -1,5 +1,6 @@
 //! `jetsam check`: reads and proves everything, and says what it found.
 
+use super::metrics::Metrics;
 use super::{Context, Exit, Failure, concerns, exit_for, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
@@ -45,6 +46,13 @@ pub struct Report {
 
 /// Runs the verb.
 pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> {
+    let paths: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
+    Metrics::around("check", ctx, &paths, |ctx, metrics| {
+        all(ctx, sources, metrics)
+    })
+}
+
+fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Result<Exit, Failure> {
     let started = Instant::now();
     let mut report = Report::default();
     let mut exit = Exit::Clean;
@@ -62,6 +70,7 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
         if ctx.close(&opened, Exit::Clean) == Exit::InUse {
             exit = Exit::InUse;
         }
+        metrics.count(&one.findings);
         report.findings.append(&mut one.findings);
         let (s, o) = (&mut report.summary, one.summary);
         s.streams += o.streams;
@@ -70,6 +79,7 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
         s.records += o.records;
         s.messages += o.messages;
         s.bytes += o.bytes;
+        (metrics.streams, metrics.bytes) = (s.streams, s.bytes);
     }
     let count = |severity| {
         report

@@ -3,10 +3,12 @@
 
 pub mod backup;
 pub mod check;
+pub mod config;
 pub mod diff;
 pub mod info;
 pub mod inspect;
 pub mod ls;
+pub mod metrics;
 pub mod render;
 pub mod restore;
 pub mod view;
@@ -17,7 +19,7 @@ use crate::pipeline::Threads;
 use crate::source::select::Selector;
 use crate::source::{self, OpenError, OpenOptions, Source, StreamSource};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -124,6 +126,8 @@ pub struct Context<'a> {
     pub json: bool,
     /// How human output looks.
     pub style: render::Style,
+    /// Where to note how a run of `backup` or `check` went.
+    pub metrics: Option<PathBuf>,
     /// Set when the user wants it to stop: verbs that write clean up then.
     pub stop: Arc<AtomicBool>,
     /// Where the result goes.
