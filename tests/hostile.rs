@@ -749,7 +749,7 @@ fn what_may_not_be_read() {
     );
     let msgs = s.stream("BLOCKS").join("msgs");
     for path in [&block, &meta, &obs, &msgs] {
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o0)).unwrap();
     }
     fs::set_permissions(s.work.path(), fs::Permissions::from_mode(0o755)).unwrap();
     // Root may read everything: then somebody else has to try.
@@ -822,7 +822,7 @@ fn what_may_not_be_read() {
     d.none("what may be read");
     let ran = call(&["inspect"], nobody).arg(&block).run().status(2);
     assert!(ran.stderr.contains("1.blk"), "{}", ran.stderr);
-    fs::set_permissions(&s.dir, fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(&s.dir, fs::Permissions::from_mode(0o0)).unwrap();
     let ran = call(&["ls"], nobody).arg(&s.dir).run().status(2);
     assert!(
         ran.stderr.contains(s.dir.to_str().unwrap()),

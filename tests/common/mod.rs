@@ -197,10 +197,21 @@ impl Jetsam {
 
     pub fn run(mut self) -> Ran {
         let line = format!("{:?}", self.command);
-        let out = self
-            .command
-            .output()
-            .unwrap_or_else(|e| panic!("{line}: {e}"));
+        let mut output = || {
+            self.command
+                .output()
+                .unwrap_or_else(|e| panic!("{line}: {e}"))
+        };
+        let mut out = output();
+        // A process that another test is just starting holds, until it runs its program, what this test has
+        // open: for that moment a file that was written looks as if it were in use.
+        for _ in 0..4 {
+            if out.status.code() != Some(3) {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            out = output();
+        }
         Ran {
             line,
             status: out.status.code(),
