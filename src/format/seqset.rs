@@ -17,6 +17,7 @@
 //! version 1 only. Where an announced number differs from the bits, the bits are what it looks
 //! sequences up in. Holds for 2.10 to 2.15.
 
+use std::collections::{BTreeMap, btree_map};
 use std::fmt;
 
 use serde::{Serialize, Serializer};
@@ -41,16 +42,11 @@ const RUNS_MAX: usize = 2048;
 /// smallest, and spans of full chunks as one entry.
 #[derive(Clone, Default)]
 pub struct SeqSet {
-    chunks: Vec<Chunk>,
+    /// By the upper 48 bits of the members. A tree, so that sequences far apart and in no order,
+    /// which damaged or hostile bytes may hold, cost no more than others.
+    chunks: BTreeMap<u64, Body>,
     /// `u128`: the set of all sequences has one member more than `u64` counts.
     count: u128,
-}
-
-#[derive(Clone)]
-struct Chunk {
-    /// Upper 48 bits of its members.
-    key: u64,
-    body: Body,
 }
 
 /// The lower 16 bits of a chunk's members. Never empty.
@@ -314,6 +310,15 @@ impl Body {
         }
     }
 
+    fn is_full(&self) -> bool {
+        match self {
+            Body::Full(_) => true,
+            Body::Runs(runs) => runs.first() == Some(&(0, u16::MAX)),
+            Body::Array(_) => false,
+            Body::Bits(bits) => bits.count == CHUNK_SPAN,
+        }
+    }
+
     fn is_empty(&self) -> bool {
         match self {
             Self::Full(_) => false,
@@ -381,19 +386,19 @@ impl Body {
     }
 }
 
-impl Chunk {
-    fn last_key(&self) -> u64 {
-        match self.body {
-            Body::Full(last) => last,
-            _ => self.key,
-        }
+/// The key of the last chunk that the body at `key` stands for.
+fn last_key(key: u64, body: &Body) -> u64 {
+    match body {
+        Body::Full(last) => *last,
+        _ => key,
     }
+}
 
-    fn len(&self) -> u128 {
-        match self.body {
-            Body::Full(last) => (u128::from(last - self.key) + 1) << 16,
-            _ => u128::from(self.body.len()),
-        }
+/// How many members the body at `key` stands for.
+fn members(key: u64, body: &Body) -> u128 {
+    match body {
+        Body::Full(last) => (u128::from(last - key) + 1) << 16,
+        _ => u128::from(body.len()),
     }
 }
 
@@ -463,9 +468,11 @@ impl SeqSet {
         if a <= b {
             self.split_before(a);
             self.split_before(b + 1);
-            let start = self.chunks.partition_point(|c| c.key < a);
-            let end = self.chunks.partition_point(|c| c.key <= b);
-            self.count -= self.chunks.drain(start..end).map(|c| c.len()).sum::<u128>();
+            while let Some((&key, _)) = self.chunks.range(a..=b).next() {
+                if let Some(body) = self.chunks.remove(&key) {
+                    self.count -= members(key, &body);
+                }
+            }
         }
     }
 
@@ -479,10 +486,7 @@ impl SeqSet {
     /// Whether `seq` is a member.
     pub fn contains(&self, seq: u64) -> bool {
         let (key, low) = split(seq);
-        self.find(key)
-            .ok()
-            .and_then(|i| self.chunks.get(i))
-            .is_some_and(|c| c.body.contains(low))
+        self.find(key).is_some_and(|(_, body)| body.contains(low))
     }
 
     /// Number of members; `u64::MAX` also for one more.
@@ -502,8 +506,8 @@ impl SeqSet {
 
     /// The highest member.
     pub fn max(&self) -> Option<u64> {
-        let chunk = self.chunks.last()?;
-        Some(chunk.last_key() << 16 | u64::from(chunk.body.last()?))
+        let (key, body) = self.chunks.last_key_value()?;
+        Some(last_key(*key, body) << 16 | u64::from(body.last()?))
     }
 
     /// The members, ascending.
@@ -514,7 +518,8 @@ impl SeqSet {
     /// The maximal runs of members, ascending, both ends inclusive.
     pub fn ranges(&self) -> Ranges<'_> {
         Ranges {
-            chunks: &self.chunks,
+            chunks: self.chunks.iter(),
+            current: None,
             pos: 0,
             pending: None,
         }
@@ -522,10 +527,10 @@ impl SeqSet {
 
     /// Adds all members of `other`.
     pub fn union_with(&mut self, other: &SeqSet) {
-        for chunk in &other.chunks {
-            match chunk.body {
-                Body::Full(last) => self.insert_full(chunk.key, last),
-                _ => self.merge(chunk.key, &chunk.body),
+        for (key, body) in &other.chunks {
+            match body {
+                Body::Full(last) => self.insert_full(*key, *last),
+                _ => self.merge(*key, body),
             }
         }
     }
@@ -549,17 +554,14 @@ impl SeqSet {
         if first > last {
             return 0;
         }
-        let start = self.chunks.partition_point(|c| c.last_key() < first >> 16);
+        let start = self.find(first >> 16).map_or(first >> 16, |(key, _)| key);
         let mut count = 0u128;
-        for chunk in self.chunks.get(start..).unwrap_or_default() {
-            if chunk.key > last >> 16 {
-                break;
-            }
-            let from = first.max(chunk.key << 16);
-            let to = last.min(chunk.last_key() << 16 | 0xffff);
-            count += match chunk.body {
+        for (&key, body) in self.chunks.range(start..=last >> 16) {
+            let from = first.max(key << 16);
+            let to = last.min(last_key(key, body) << 16 | 0xffff);
+            count += match body {
                 Body::Full(_) => u128::from(to - from) + 1,
-                _ => u128::from(chunk.body.count(from as u16, to as u16)),
+                _ => u128::from(body.count(from as u16, to as u16)),
             };
         }
         u64::try_from(count).unwrap_or(u64::MAX)
@@ -568,165 +570,112 @@ impl SeqSet {
     /// Gives back spare memory and brings every chunk to its smallest form: for sets that are
     /// complete and stay.
     pub fn compact(&mut self) {
-        for chunk in &mut self.chunks {
-            if !matches!(chunk.body, Body::Full(_)) {
-                chunk.body = chunk.body.smallest();
+        for body in self.chunks.values_mut() {
+            if !matches!(body, Body::Full(_)) {
+                *body = body.smallest();
             }
         }
-        self.chunks.shrink_to_fit();
     }
 
-    /// Bytes of memory held, without what the allocator adds.
+    /// Bytes of memory held, without what the allocator and the tree's spare places add.
     pub fn heap_bytes(&self) -> usize {
-        self.chunks.capacity() * size_of::<Chunk>()
-            + self
-                .chunks
-                .iter()
-                .map(|c| c.body.heap_bytes())
-                .sum::<usize>()
+        self.chunks.len() * size_of::<(u64, Body)>()
+            + self.chunks.values().map(|b| b.heap_bytes()).sum::<usize>()
     }
 
-    /// The chunk that holds `key`, or where it would be inserted.
-    fn find(&self, key: u64) -> Result<usize, usize> {
+    /// The chunk that holds `key`, and its own key, which is lower within a span of full ones.
+    fn find(&self, key: u64) -> Option<(u64, &Body)> {
+        let (&first, body) = self.chunks.range(..=key).next_back()?;
+        (key <= last_key(first, body)).then_some((first, body))
+    }
+
+    fn find_mut(&mut self, key: u64) -> Option<(u64, &mut Body)> {
         // Sequences mostly come in ascending order.
-        let i = match self.chunks.last() {
-            Some(last) if last.key <= key => {
-                self.chunks.len() - usize::from(key <= last.last_key())
-            }
-            _ => self.chunks.partition_point(|c| c.last_key() < key),
+        let (&end, _) = self.chunks.last_key_value()?;
+        let (first, body) = if end <= key {
+            (end, self.chunks.last_entry()?.into_mut())
+        } else {
+            let (&first, body) = self.chunks.range_mut(..=key).next_back()?;
+            (first, body)
         };
-        match self.chunks.get(i) {
-            Some(chunk) if chunk.key <= key => Ok(i),
-            _ => Err(i),
-        }
+        (key <= last_key(first, body)).then_some((first, body))
     }
 
     fn insert_in(&mut self, key: u64, lo: u16, hi: u16) -> u32 {
-        let (i, added) = match self.find(key) {
-            Ok(i) => (
-                i,
-                self.chunks.get_mut(i).map_or(0, |c| c.body.insert(lo, hi)),
-            ),
-            Err(i) => {
-                self.chunks.insert(
-                    i,
-                    Chunk {
-                        key,
-                        body: Body::Runs(vec![(lo, hi)]),
-                    },
-                );
-                (i, run_len((lo, hi)))
+        let (added, full) = match self.find_mut(key) {
+            Some((_, body)) => (body.insert(lo, hi), body.is_full()),
+            None => {
+                self.chunks.insert(key, Body::Runs(vec![(lo, hi)]));
+                (run_len((lo, hi)), (lo, hi) == (0, u16::MAX))
             }
         };
         self.count += u128::from(added);
-        if added > 0 {
-            self.join(i);
+        if added > 0 && full {
+            self.join(key);
         }
         added
     }
 
     fn insert_full(&mut self, mut a: u64, mut b: u64) {
-        let start = self.chunks.partition_point(|c| c.last_key() < a);
-        let end = self.chunks.partition_point(|c| c.key <= b);
-        for chunk in self.chunks.get(start..end).unwrap_or_default() {
-            a = a.min(chunk.key);
-            b = b.max(chunk.last_key());
-            self.count -= chunk.len();
+        let (first, end) = (self.find(a).map_or(a, |(key, _)| key), b);
+        while let Some((&key, _)) = self.chunks.range(first..=end).next() {
+            if let Some(body) = self.chunks.remove(&key) {
+                a = a.min(key);
+                b = b.max(last_key(key, &body));
+                self.count -= members(key, &body);
+            }
         }
-        let full = Chunk {
-            key: a,
-            body: Body::Full(b),
-        };
-        self.count += full.len();
-        self.chunks.splice(start..end, [full]);
-        self.join(start);
+        let full = Body::Full(b);
+        self.count += members(a, &full);
+        self.chunks.insert(a, full);
+        self.join(a);
     }
 
-    /// Notes that chunk `i` may be full now, and joins it with full neighbours.
-    fn join(&mut self, i: usize) {
-        let Some(chunk) = self.chunks.get_mut(i) else {
-            return;
-        };
-        let full = match &chunk.body {
-            Body::Full(_) => true,
-            Body::Runs(runs) => runs.first() == Some(&(0, u16::MAX)),
-            Body::Array(_) => false,
-            Body::Bits(bits) => bits.count == CHUNK_SPAN,
-        };
-        if !full {
+    /// Joins the chunk `key`, if it is full, with full neighbours.
+    fn join(&mut self, key: u64) {
+        if !self.chunks.get(&key).is_some_and(Body::is_full) {
             return;
         }
-        let (mut key, mut last) = (chunk.key, chunk.last_key());
-        let (mut start, mut end) = (i, i + 1);
-        if let Some(Chunk {
-            body: Body::Full(b),
-            key: next,
-        }) = self.chunks.get(end)
-            && *next == last + 1
+        let mut first = key;
+        let mut last = self.chunks.get(&key).map_or(key, |b| last_key(key, b));
+        if let Some(next) = last.checked_add(1)
+            && let Some(Body::Full(end)) = self.chunks.get(&next)
         {
-            (last, end) = (*b, end + 1);
+            last = *end;
+            self.chunks.remove(&next);
         }
-        if let Some(before) = i.checked_sub(1)
-            && let Some(Chunk {
-                body: Body::Full(b),
-                key: first,
-            }) = self.chunks.get(before)
-            && *b + 1 == key
+        if let Some((&before, Body::Full(end))) = self.chunks.range(..key).next_back()
+            && *end + 1 == key
         {
-            (key, start) = (*first, before);
+            first = before;
+            self.chunks.remove(&key);
         }
-        self.chunks.splice(
-            start..end,
-            [Chunk {
-                key,
-                body: Body::Full(last),
-            }],
-        );
+        self.chunks.insert(first, Body::Full(last));
     }
 
     /// Splits a span of full chunks so that none reaches over the lower border of `key`.
     fn split_before(&mut self, key: u64) {
-        if let Ok(i) = self.find(key)
-            && let Some(Chunk {
-                key: first,
-                body: Body::Full(last),
-            }) = self.chunks.get_mut(i)
-            && *first < key
+        if let Some((first, Body::Full(last))) = self.find_mut(key)
+            && first < key
         {
-            let upper = Chunk {
-                key,
-                body: Body::Full(*last),
-            };
+            let upper = Body::Full(*last);
             *last = key - 1;
-            self.chunks.insert(i + 1, upper);
+            self.chunks.insert(key, upper);
         }
     }
 
     fn remove_in(&mut self, key: u64, lo: u16, hi: u16) -> u32 {
-        let Ok(i) = self.find(key) else { return 0 };
-        let i = if matches!(
-            self.chunks.get(i),
-            Some(Chunk {
-                body: Body::Full(_),
-                ..
-            })
-        ) {
+        if matches!(self.find(key), Some((_, Body::Full(_)))) {
             self.split_before(key);
             self.split_before(key + 1);
-            let Ok(i) = self.find(key) else { return 0 };
-            if let Some(chunk) = self.chunks.get_mut(i) {
-                chunk.body = Body::Runs(vec![(0, u16::MAX)]);
-            }
-            i
-        } else {
-            i
-        };
-        let Some(chunk) = self.chunks.get_mut(i) else {
+            self.chunks.insert(key, Body::Runs(vec![(0, u16::MAX)]));
+        }
+        let Some(body) = self.chunks.get_mut(&key) else {
             return 0;
         };
-        let removed = chunk.body.remove(lo, hi);
-        if chunk.body.is_empty() {
-            self.chunks.remove(i);
+        let removed = body.remove(lo, hi);
+        if body.is_empty() {
+            self.chunks.remove(&key);
         }
         self.count -= u128::from(removed);
         removed
@@ -737,50 +686,38 @@ impl SeqSet {
         if body.is_empty() {
             return;
         }
-        let i = match self.find(key) {
-            Err(i) => {
-                self.chunks.insert(
-                    i,
-                    Chunk {
-                        key,
-                        body: body.smallest(),
-                    },
-                );
-                self.count += u128::from(body.len());
-                i
+        let added = match self.find_mut(key) {
+            None => {
+                self.chunks.insert(key, body.smallest());
+                body.len()
             }
-            Ok(i) => {
-                let Some(chunk) = self.chunks.get_mut(i) else {
-                    return;
-                };
-                if matches!(chunk.body, Body::Full(_)) {
-                    return;
-                }
-                let before = chunk.body.len();
+            Some((_, Body::Full(_))) => return,
+            Some((_, own)) => {
+                let before = own.len();
                 match body {
                     Body::Runs(runs) if runs.len() <= 64 => {
                         for (lo, hi) in runs {
-                            chunk.body.insert(*lo, *hi);
+                            own.insert(*lo, *hi);
                         }
                     }
                     _ => {
-                        let mut bits = chunk.body.to_bits();
+                        let mut bits = own.to_bits();
                         bits.or(&body.to_bits());
-                        chunk.body = Body::Bits(bits).smallest();
+                        *own = Body::Bits(bits).smallest();
                     }
                 }
-                self.count += u128::from(chunk.body.len() - before);
-                i
+                own.len() - before
             }
         };
-        self.join(i);
+        self.count += u128::from(added);
+        self.join(key);
     }
 
     /// The bits of the node at `base`, a multiple of [`NODE_SPAN`].
     fn node(&self, base: u64) -> [u64; NODE_WORDS] {
         let mut out = [0; NODE_WORDS];
         let (key, lo) = split(base);
-        let chunk = self.find(key).ok().and_then(|i| self.chunks.get(i));
+        let body = self.find(key).map(|(_, body)| body);
         let hi = lo.saturating_add((NODE_SPAN - 1) as u16);
         let mut set = |from: u16, to: u16| {
             for (i, mask) in masks(from - lo, to - lo) {
@@ -789,7 +726,7 @@ impl SeqSet {
                 }
             }
         };
-        match chunk.map(|c| &c.body) {
+        match body {
             None => {}
             Some(Body::Full(_)) => set(lo, hi),
             Some(Body::Runs(runs)) => {
@@ -827,7 +764,8 @@ impl SeqSet {
 /// The maximal runs of a [`SeqSet`].
 #[derive(Clone)]
 pub struct Ranges<'a> {
-    chunks: &'a [Chunk],
+    chunks: btree_map::Iter<'a, u64, Body>,
+    current: Option<(u64, &'a Body)>,
     pos: u32,
     pending: Option<(u64, u64)>,
 }
@@ -837,16 +775,20 @@ impl Iterator for Ranges<'_> {
 
     fn next(&mut self) -> Option<(u64, u64)> {
         loop {
-            let Some((chunk, rest)) = self.chunks.split_first() else {
-                return self.pending.take();
+            let (key, body) = match self.current {
+                Some(current) => current,
+                None => match self.chunks.next() {
+                    Some((key, body)) => *self.current.insert((*key, body)),
+                    None => return self.pending.take(),
+                },
             };
-            let Some((lo, hi)) = chunk.body.next_run(&mut self.pos) else {
-                (self.chunks, self.pos) = (rest, 0);
+            let Some((lo, hi)) = body.next_run(&mut self.pos) else {
+                (self.current, self.pos) = (None, 0);
                 continue;
             };
             let run = (
-                chunk.key << 16 | u64::from(lo),
-                chunk.last_key() << 16 | u64::from(hi),
+                key << 16 | u64::from(lo),
+                last_key(key, body) << 16 | u64::from(hi),
             );
             match self.pending {
                 // Runs go on across chunks.
@@ -1021,7 +963,6 @@ impl Filler {
 
     fn finish(mut self) -> SeqSet {
         self.flush();
-        self.set.chunks.shrink_to_fit();
         self.set
     }
 }
