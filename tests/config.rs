@@ -605,7 +605,12 @@ fn what_is_no_configuration_is_told() {
         .args(["config", "show"])
         .arg(&dest)
         .run()
-        .status(0);
+        .status(1);
+    assert!(
+        ran.stderr.contains("stream_L.json: not_a_file"),
+        "{}",
+        ran.stderr
+    );
     assert!(!String::from_utf8_lossy(&ran.stdout).contains("Stream L"));
     // Another name: what is in it counts.
     let (_keep, dest, fx) = backed_up("2.14.5-basic", &["-s", "WORK"]);
@@ -621,6 +626,7 @@ fn what_is_no_configuration_is_told() {
         .run()
         .status(0);
     assert_eq!(ran.json()[0]["config"]["name"], "WORK");
+    assert!(ran.stderr.contains("renamed"), "{}", ran.stderr);
 }
 
 #[test]
@@ -705,7 +711,8 @@ fn made(dir: &Path, streams: &[(&str, &[&str])]) {
 #[test]
 fn names_that_are_no_file_names_are_refused() {
     let long = "x".repeat(200);
-    let cases: &[(&[(&str, &[&str])], &str)] = &[
+    type Case<'a> = (&'a [(&'a str, &'a [&'a str])], &'a str);
+    let cases: &[Case<'_>] = &[
         (&[("../../up", &[])], "stream \"../../up\""),
         (&[("a/b", &[])], "stream \"a/b\""),
         (&[("a\\b", &[])], "stream"),
@@ -865,6 +872,16 @@ fn what_cannot_be_proven_is_not_written() {
         .run()
         .status(1);
     assert!(String::from_utf8_lossy(&ran.stdout).contains("work.*"));
+    // What is not asked for is no concern either.
+    let some = dir.path().join("some");
+    let select = ["config", "backup", "-s", "ORDERS", "-c", "NEW"];
+    fx.jetsam()
+        .args(select)
+        .arg(&store)
+        .arg(&some)
+        .run()
+        .status(0);
+    assert_eq!(names(&some).len(), 2);
     // Nothing at all: no directory.
     let none = dir.path().join("none");
     fx.jetsam()

@@ -43,6 +43,15 @@ fn read(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
     } else {
         read_source(ctx, path)?
     };
+    let selected = |f: &Finding| {
+        let account = f.account.as_deref().unwrap_or_default();
+        let stream = f.stream.as_deref();
+        stream.is_none_or(|s| ctx.selector.stream(account, s))
+            && f.consumer
+                .as_deref()
+                .is_none_or(|c| ctx.selector.consumer(c))
+    };
+    configs.findings.retain(selected);
     for s in &mut configs.streams {
         s.consumers.retain(|c| ctx.selector.consumer(&c.name));
     }
@@ -63,6 +72,13 @@ fn read_files(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
             "{}: no stream matches the given -a/-s",
             path.display()
         )));
+    }
+    for f in dir
+        .findings
+        .iter()
+        .filter(|f| f.severity == Severity::Warning)
+    {
+        ctx.monitor.warn(&render::finding_line(f));
     }
     Ok(Configs {
         streams: dir.streams,
