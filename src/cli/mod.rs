@@ -10,6 +10,7 @@ use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
 use args::{Cli, ConfigAction, Global, Verb, When};
 use clap::{CommandFactory as _, Parser as _};
+use serde_json::{Map, Value};
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal as _, Read as _, Write};
 use std::path::Path;
@@ -19,6 +20,8 @@ use std::sync::atomic::AtomicBool;
 
 const KEY_ENV: &str = "JETSAM_KEY";
 const PREV_KEY_ENV: &str = "JETSAM_PREV_KEY";
+/// Ceiling for a configuration file.
+const CONFIG_CEILING: u64 = 16 << 20;
 /// No server key is longer.
 const KEY_CEILING: u64 = 64 << 10;
 
@@ -225,6 +228,32 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             };
             verbs::backup::run(ctx, &b.source, &b.dest, &options)
         }
+        Verb::Restore(r) => {
+            stop_on_signals(&ctx.stop)?;
+            let out_key = match (&r.out.out_key_file, &r.out.out_key_env) {
+                (None, None) => None,
+                (file, env) => key(file.as_deref(), env.as_deref(), "")?,
+            };
+            if r.out.out_cipher.is_some() && out_key.is_none() && ctx.keys.is_empty() {
+                let why = "--out-cipher needs --out-key-file or --out-key-env";
+                return Err(Failure::Usage(why.into()).into());
+            }
+            let options = verbs::restore::Options {
+                to_account: r.to_account,
+                rename: r.rename,
+                replicas: r.replicas,
+                config: r.config.as_deref().map(stream_config).transpose()?,
+                no_consumers: r.no_consumers,
+                replace: r.replace,
+                max_file: r.max_file,
+                dry_run: r.dry_run,
+                salvage: r.salvage,
+                out_key,
+                out_cipher: r.out.out_cipher.map(Into::into),
+                decrypt: r.out.decrypt,
+            };
+            verbs::restore::run(ctx, &r.source, &r.dest, &options)
+        }
         Verb::Config {
             action: ConfigAction::Show { source },
         } => verbs::config::show(ctx, &source),
@@ -237,6 +266,23 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;
     Ok(exit)
+}
+
+/// A stream's configuration from a file: a StreamConfig, or an object that has one as `config`, as
+/// `nats stream info --json` and `backup.json` do.
+fn stream_config(path: &Path) -> Result<Map<String, Value>, Stop> {
+    let failed = |why: String| Stop::Failure(Failure::Usage(format!("{}: {why}", path.display())));
+    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(CONFIG_CEILING)
+        .read_to_end(&mut bytes)
+        .map_err(|e| failed(e.to_string()))?;
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+    if let Some(Value::Object(inner)) = config.remove("config") {
+        config = inner;
+    }
+    Ok(config)
 }
 
 /// Interrupted, a verb that writes cleans up and ends; interrupted again, it ends at once.

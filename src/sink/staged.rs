@@ -38,11 +38,18 @@ impl StagedDir {
         &self.path
     }
 
+    /// Syncs it and leaves it where it is, for the caller to rename.
+    pub fn keep(mut self) -> io::Result<PathBuf> {
+        sync_tree(&self.path)?;
+        self.kept = true;
+        Ok(self.path.clone())
+    }
+
     /// Renames it to `target`, which must not exist or be an empty directory.
     ///
-    /// The files in it must have been synced; the directories are synced here.
+    /// Everything in it is synced first.
     pub fn commit(mut self, target: &Path) -> io::Result<()> {
-        sync_dirs(&self.path)?;
+        sync_tree(&self.path)?;
         rename_new(&self.path, target)?;
         self.kept = true;
         sync_dir(target.parent().unwrap_or(Path::new("")))
@@ -83,18 +90,35 @@ pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-fn sync_dirs(root: &Path) -> io::Result<()> {
+/// Brings a tree to the disk: with one call where there is one, which for many small files is a
+/// thousand times faster than one each.
+#[cfg(target_os = "linux")]
+fn sync_tree(root: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(root)?)?)
+}
+
+/// Brings a tree to the disk.
+#[cfg(not(target_os = "linux"))]
+fn sync_tree(root: &Path) -> io::Result<()> {
     let mut todo = vec![root.to_owned()];
     while let Some(dir) = todo.pop() {
         for entry in fs::read_dir(&dir)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 todo.push(entry.path());
+            } else {
+                File::open(entry.path())?.sync_all()?;
             }
         }
         sync_dir(&dir)?;
     }
     Ok(())
+}
+
+/// Puts two directories in each other's place, in one step.
+pub fn swap(a: &Path, b: &Path) -> io::Result<()> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    Ok(renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE)?)
 }
 
 /// Writes a file and syncs it.

@@ -399,7 +399,11 @@ fn blocks(
     if let Some(e) = error {
         return Err(e);
     }
-    let damaged = findings.iter().any(|f| f.severity == Severity::Error);
+    let state = out.state;
+    let first = index.db.first_seq;
+    let misplaced =
+        written.messages > 0 && (last_live > state.last_seq || first != state.first_seq);
+    let damaged = misplaced || findings.iter().any(|f| f.severity == Severity::Error);
     if (damaged || written.messages != out.state.msgs) && !salvage {
         return Err(SinkError::Damaged {
             findings,

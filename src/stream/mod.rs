@@ -26,7 +26,7 @@ const SMALL_FILE: u64 = 64 << 10;
 const META_FILE: u64 = 16 << 20;
 /// Ceiling for `index.db`, `.idx`, `.fss`, `thw.db` and their kind: ten million subjects of 100
 /// bytes fit.
-pub const INDEX_FILE: u64 = 4 << 30;
+pub const INDEX_FILE: u64 = 1 << 30;
 /// Ceiling for `o.dat`: some ten million pending acknowledgements.
 pub const CONSUMER_FILE: u64 = 1 << 30;
 /// Ceiling for one block, as a file and decompressed. The largest that a server can have written is
@@ -270,7 +270,7 @@ impl Stream {
         };
         if self.account.is_empty() && code == Code::KeyWrong {
             detail.push_str(
-                "; the account is part of the key and the path does not tell it: give it with -a",
+                "; the account is part of the key and the path does not tell it: give it with -a (and the stream's name with -s, if the directory has another)",
             );
         }
         Finding::new(code, detail)
@@ -309,7 +309,12 @@ impl Stream {
             Ok(None) => {
                 // A directory that is being deleted has lost its meta.inf already; batches have one.
                 if self.role != Role::Deleted {
-                    self.push(Finding::new(Code::MetaMissing, "no meta.inf").file(inf_place));
+                    let detail = if self.path.as_os_str().is_empty() {
+                        "no meta.inf; the stream's name is taken from the path: give it with -s if it is another"
+                    } else {
+                        "no meta.inf"
+                    };
+                    self.push(Finding::new(Code::MetaMissing, detail).file(inf_place));
                 }
                 return;
             }
@@ -737,6 +742,8 @@ impl Stream {
             for c in v2.consumers() {
                 self.consumers.push(Consumer::from_entry(c));
             }
+            // As a directory lists them; the archive has them in no order.
+            self.consumers.sort_by(|a, b| a.name.cmp(&b.name));
         }
     }
 

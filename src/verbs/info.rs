@@ -5,9 +5,9 @@ use crate::finding::Finding;
 use crate::format::meta::{self, MetaInf};
 use crate::format::o_dat::SeqPair;
 use crate::source::tree::{ChildKind, Tree};
-use crate::source::{StreamSource, text};
+use crate::source::{Body, StreamSource, text};
 use crate::state::consumers::{pending, position};
-use crate::state::{Depth, StreamState, survey};
+use crate::state::{Depth, StreamState, claimed, survey};
 use crate::stream::{Consumer, Index, Stream, Want};
 use crate::time;
 use serde_json::{Map, Value, json};
@@ -21,6 +21,9 @@ pub struct Options {
     /// List the subjects with their message counts.
     pub subjects: bool,
 }
+
+/// As many deleted sequences are listed one by one.
+const LISTED: u64 = 1_000_000;
 
 /// A stream with its state: what `info` and `ls` show.
 pub struct Described {
@@ -79,6 +82,27 @@ pub fn describe(
         state: found.state,
         pending,
         findings,
+    }
+}
+
+/// As [`describe`], for a pass that reads all messages and compares: a NATSARC1 archive is not read twice.
+pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
+    if !matches!(source.body, Body::Entries(_)) {
+        return describe(ctx, source, false, true);
+    }
+    let want = Want {
+        subjects: false,
+        consumers: true,
+    };
+    let stream = Stream::open(source, &ctx.keys, want);
+    match claimed(&stream) {
+        Some(state) => Described {
+            findings: stream.findings.clone(),
+            stream,
+            state,
+            pending: Vec::new(),
+        },
+        None => describe(ctx, source, false, true),
     }
 }
 
@@ -198,13 +222,20 @@ pub fn state_json(state: &StreamState, consumers: usize, options: &Options) -> V
     out.insert("num_deleted".into(), json!(state.num_deleted()));
     out.insert("consumer_count".into(), json!(consumers));
     if options.deleted {
-        let all: Vec<Value> = state
-            .deleted()
-            .into_iter()
-            .flat_map(|(from, to)| from..=to)
-            .map(Value::from)
-            .collect();
-        out.insert("deleted".into(), Value::Array(all));
+        let runs = state.deleted();
+        let count = runs.iter().fold(0u64, |n, (from, to)| {
+            n.saturating_add(to - from).saturating_add(1)
+        });
+        // Two messages can be 2^63 sequences apart: such a gap is told by its ends.
+        if count > LISTED {
+            out.insert("deleted_ranges".into(), json!(runs));
+        } else {
+            let all = runs.into_iter().flat_map(|(from, to)| from..=to);
+            out.insert(
+                "deleted".into(),
+                Value::Array(all.map(Value::from).collect()),
+            );
+        }
     }
     if let (true, Some(subjects)) = (options.subjects, &state.subjects) {
         let mut sorted: Vec<_> = subjects.iter().filter(|(_, n)| *n > 0).collect();
@@ -280,7 +311,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     let selector = ctx.selector.clone();
-    let mut findings = opened.source.findings.clone();
+    let mut findings: Vec<Finding> = opened.findings(&selector).cloned().collect();
     if ctx.json {
         ctx.out.write_all(b"[")?;
     }
@@ -428,7 +459,9 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
             match st.origin {
                 crate::state::Origin::Index => "index.db".into(),
                 crate::state::Origin::Scan => "a scan of the blocks".into(),
-                crate::state::Origin::Archive => "the archive".into(),
+                crate::state::Origin::Archive | crate::state::Origin::Claimed => {
+                    "the archive".into()
+                }
             },
         ),
     ];
