@@ -1089,6 +1089,14 @@ fn metrics_say_how_the_last_run_went() {
     assert_eq!((m["success"], m["streams"]), (0.0, streams - 1.0));
     assert!(m["findings"] >= 1.0);
 
+    let archive = dest.join("$G/WORK");
+    let restored = dir.path().join("restored");
+    let ran = fx.jetsam().arg("restore").arg("--metrics").arg(&file);
+    ran.arg(&archive).arg(&restored).run().status(0);
+    let m = metrics(&file, "restore", archive.to_str().unwrap());
+    assert_eq!((m["success"], m["streams"]), (1.0, 1.0));
+    assert!(m["bytes"] > 1000.0);
+
     // A run that cannot even begin says so too.
     let nowhere = dir.path().join("nowhere");
     backup(&nowhere, 2);

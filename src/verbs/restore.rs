@@ -5,6 +5,7 @@
 
 use super::backup::{is_plain_name, require_outside};
 use super::info::describe_to_copy;
+use super::metrics::Metrics;
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
@@ -393,6 +394,18 @@ pub fn run(
     dest: &Path,
     options: &Options,
 ) -> Result<Exit, Failure> {
+    Metrics::around("restore", ctx, &[path], |ctx, metrics| {
+        all(ctx, path, dest, options, metrics)
+    })
+}
+
+fn all(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+    metrics: &mut Metrics,
+) -> Result<Exit, Failure> {
     let root = store_root(dest);
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
@@ -406,6 +419,7 @@ pub fn run(
     }
     require_stopped(&root).map_err(Failure::InUse)?;
     warn_of(ctx.monitor, &opened.source.findings);
+    metrics.count(&opened.source.findings);
     let selector = ctx.selector.clone();
     let plans = plan(ctx, &opened, &selector, &root, options)?;
     let (mut exit, mut rows) = (Exit::Clean, Vec::new());
@@ -424,10 +438,13 @@ pub fn run(
                 done += 1;
                 messages = messages.saturating_add(r.written.messages);
                 bytes = bytes.saturating_add(r.written.compressed);
+                (metrics.streams, metrics.bytes) = (done, bytes);
+                metrics.count(&r.written.findings);
             }
             Err(refusal) => {
                 if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
                     warn_of(ctx.monitor, findings);
+                    metrics.count(findings);
                 }
                 exit = exit.worse(refusal.exit());
             }
