@@ -189,6 +189,9 @@ pub enum Verb {
     )]
     Restore(Box<RestoreArgs>),
     /// Configurations of streams and consumers, without messages.
+    #[command(
+        after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/config --plain && nats stream add --config /backup/config/stream_ORDERS.json"
+    )]
     Config {
         /// What to do with them.
         #[command(subcommand)]

@@ -34,6 +34,8 @@ pub enum SourceKind {
     Archive,
     /// One file of a stream.
     File,
+    /// Configurations without messages.
+    Config,
 }
 
 /// What a stream-like directory holds.
@@ -63,6 +65,8 @@ pub enum Body {
     },
     /// A NATSARC1 archive.
     Entries(Arc<archive::V2>),
+    /// Nowhere: a configuration without messages.
+    Config(Arc<config_dir::ConfiguredStream>),
 }
 
 /// One stream in a source.
@@ -122,6 +126,9 @@ pub struct OpenOptions {
     pub account: Option<String>,
     /// The stream to assume where the path does not tell (one `-s` without wildcards).
     pub stream: Option<String>,
+    /// Take a directory for one of configurations where it is that too: the old `nats backup --data` put an
+    /// archive beside them.
+    pub configurations: bool,
 }
 
 /// Why a source could not be opened. Nothing was done.
@@ -353,6 +360,26 @@ impl Finder<'_> {
         }
     }
 
+    fn configurations(&mut self, path: &Path) -> Result<(), OpenError> {
+        let found = config_dir::read_config_dir(path)?;
+        self.findings.extend(found.findings);
+        for mut s in found.streams {
+            if s.account.is_empty() {
+                s.account = self.options.account.clone().unwrap_or_default();
+            }
+            self.streams.push(StreamSource {
+                account: s.account.clone(),
+                name: s.name.clone(),
+                role: Role::Stream,
+                path: PathBuf::from(&s.name),
+                body: Body::Config(Arc::new(s)),
+                backup: None,
+                findings: Vec::new(),
+            });
+        }
+        Ok(())
+    }
+
     fn push(&mut self, account: &str, name: &str, role: Role, dir: &Path) {
         self.push_with(account, name, role, dir, Path::new("msgs"));
     }
@@ -442,7 +469,23 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         groups: Vec::new(),
         findings: Vec::new(),
     };
-    let kind = finder.detect(path, &children)?;
+    let is_config = || config_dir::is_config_dir(path);
+    let detected = if options.configurations && is_config() {
+        None
+    } else {
+        match finder.detect(path, &children) {
+            Ok(kind) => Some(kind),
+            Err(_) if is_config() => None,
+            Err(e) => return Err(e),
+        }
+    };
+    let kind = match detected {
+        Some(kind) => kind,
+        None => {
+            finder.configurations(path)?;
+            SourceKind::Config
+        }
+    };
     let Finder {
         mut streams,
         mut groups,

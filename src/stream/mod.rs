@@ -15,6 +15,7 @@ use crate::format::index_db::{self, IndexDb};
 use crate::format::meta::{self, MetaInf};
 use crate::format::{Fault, FaultKind};
 use crate::source::archive::V2;
+use crate::source::config_dir::ConfiguredStream;
 use crate::source::tree::{Child, ChildKind, ReadError, Tree};
 use crate::source::{Body, Role, StreamSource, numbered, text};
 use std::path::{Path, PathBuf};
@@ -166,6 +167,7 @@ impl Stream {
                 }
             }
             Body::Entries(v2) => stream.open_entries(&v2, want),
+            Body::Config(configured) => stream.open_config(&configured, want),
         }
         if stream.meta.is_none()
             && let Some(backup) = &source.backup
@@ -182,11 +184,27 @@ impl Stream {
         stream
     }
 
+    fn open_config(&mut self, configured: &ConfiguredStream, want: Want) {
+        match &configured.config {
+            Some(config) => self.meta = Some(MetaInf::new_stream(config.clone(), None)),
+            None => self.push(Finding::new(
+                Code::MetaMissing,
+                "only configurations of its consumers are here, not its own",
+            )),
+        }
+        if want.consumers {
+            let consumers = configured.consumers.iter();
+            self.consumers = consumers
+                .map(|c| Consumer::configured(&c.name, &c.config))
+                .collect();
+        }
+    }
+
     /// The tree and directory of the stream's files; `None` for a NATSARC1 archive.
     pub fn tree(&self) -> Option<(&dyn Tree, &Path)> {
         match &self.body {
             Body::Blocks { tree, dir, .. } => Some((&**tree, dir)),
-            Body::Entries(_) => None,
+            Body::Entries(_) | Body::Config(_) => None,
         }
     }
 
@@ -194,7 +212,7 @@ impl Stream {
     pub fn entries(&self) -> Option<&Arc<V2>> {
         match &self.body {
             Body::Entries(v2) => Some(v2),
-            Body::Blocks { .. } => None,
+            Body::Blocks { .. } | Body::Config(_) => None,
         }
     }
 
@@ -203,7 +221,7 @@ impl Stream {
         match &self.body {
             Body::Blocks { dir, msgs, .. } if msgs.as_os_str().is_empty() => dir.clone(),
             Body::Blocks { dir, msgs, .. } => dir.join(msgs),
-            Body::Entries(_) => PathBuf::new(),
+            Body::Entries(_) | Body::Config(_) => PathBuf::new(),
         }
     }
 

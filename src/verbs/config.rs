@@ -8,10 +8,8 @@ use crate::format::config_backup::{self, ConfigBackup, Configuration};
 use crate::format::meta::MetaInf;
 use crate::sink::outgoing::sanitise;
 use crate::sink::staged::{StagedDir, write_synced};
-use crate::source::config_dir::{
-    ConfiguredConsumer, ConfiguredStream, is_config_dir, read_config_dir,
-};
-use crate::source::{Role, text};
+use crate::source::config_dir::{ConfiguredConsumer, ConfiguredStream};
+use crate::source::{Role, SourceKind, text};
 use crate::stream::{Stream, Want};
 use crate::time;
 use serde_json::{Map, Value, json};
@@ -27,7 +25,7 @@ struct Configs {
     /// What is wrong with these; of everything else in the source nothing is said.
     findings: Vec<Finding>,
     encrypted: bool,
-    opened: Option<Opened>,
+    opened: Opened,
 }
 
 /// Whether a finding says anything about configurations. Blocks are not looked at here, their indexes are.
@@ -37,12 +35,9 @@ fn concerns(f: &Finding) -> bool {
 }
 
 /// Reads the selected configurations of any source.
-fn read(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
-    let mut configs = if is_config_dir(path) {
-        read_files(ctx, path)?
-    } else {
-        read_source(ctx, path)?
-    };
+fn read(ctx: &mut Context<'_>, path: &Path) -> Result<Configs, Failure> {
+    ctx.open.configurations = true;
+    let mut configs = read_source(ctx, path)?;
     let selected = |f: &Finding| {
         let account = f.account.as_deref().unwrap_or_default();
         let stream = f.stream.as_deref();
@@ -58,40 +53,16 @@ fn read(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
     Ok(configs)
 }
 
-fn read_files(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
-    let mut dir = read_config_dir(path)?;
-    let account = ctx.selector.exact_account().unwrap_or_default();
-    for s in dir.streams.iter_mut().filter(|s| s.account.is_empty()) {
-        s.account.clone_from(&account);
-    }
-    let asked = !ctx.selector.streams.is_empty() || !ctx.selector.accounts.is_empty();
-    dir.streams
-        .retain(|s| ctx.selector.stream(&s.account, &s.name));
-    if asked && dir.streams.is_empty() {
-        return Err(Failure::Usage(format!(
-            "{}: no stream matches the given -a/-s",
-            path.display()
-        )));
-    }
-    for f in dir
-        .findings
-        .iter()
-        .filter(|f| f.severity == Severity::Warning)
-    {
-        ctx.monitor.warn(&render::finding_line(f));
-    }
-    Ok(Configs {
-        streams: dir.streams,
-        findings: dir.findings,
-        encrypted: false,
-        opened: None,
-    })
-}
-
 fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     let mut findings = opened.source.findings.clone();
+    if opened.source.kind == SourceKind::Config {
+        let warnings = findings.iter().filter(|f| f.severity == Severity::Warning);
+        for f in warnings {
+            ctx.monitor.warn(&render::finding_line(f));
+        }
+    }
     let (mut streams, mut encrypted) = (Vec::new(), false);
     let want = Want {
         subjects: false,
@@ -104,7 +75,7 @@ fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
         let stream = Stream::open(source, &ctx.keys, want);
         let told = findings.len();
         findings.extend(stream.findings.iter().filter(|f| concerns(f)).cloned());
-        if stream.meta.is_none() && findings.len() == told {
+        if stream.meta.is_none() && findings.len() == told && stream.entries().is_some() {
             let detail =
                 "no configuration in this source: this kind of archive has it in its backup.json";
             let f = Finding::new(Code::MetaMissing, detail);
@@ -128,7 +99,7 @@ fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
         streams,
         findings,
         encrypted,
-        opened: Some(opened),
+        opened,
     })
 }
 
@@ -146,10 +117,7 @@ pub fn show(ctx: &mut Context<'_>, path: &Path) -> Result<Exit, Failure> {
     }
     warn_of(ctx.monitor, &configs.findings);
     let exit = exit_for(&configs.findings);
-    Ok(match &configs.opened {
-        Some(opened) => ctx.close(opened, exit),
-        None => exit,
-    })
+    Ok(ctx.close(&configs.opened, exit))
 }
 
 fn as_json(s: &ConfiguredStream) -> Value {
@@ -392,9 +360,7 @@ pub fn backup(
         }
         all.push((s, base, files));
     }
-    if let Some(opened) = &configs.opened
-        && ctx.close(opened, Exit::Clean) == Exit::InUse
-    {
+    if ctx.close(&configs.opened, Exit::Clean) == Exit::InUse {
         return Ok(Exit::InUse);
     }
     if all.is_empty() {

@@ -436,10 +436,11 @@ fn all(
         match &result {
             Ok(r) => {
                 done += 1;
+                metrics.streams += 1;
+                metrics.bytes += r.written.compressed;
+                metrics.count(&r.written.findings);
                 messages = messages.saturating_add(r.written.messages);
                 bytes = bytes.saturating_add(r.written.compressed);
-                (metrics.streams, metrics.bytes) = (done, bytes);
-                metrics.count(&r.written.findings);
             }
             Err(refusal) => {
                 if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
