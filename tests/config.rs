@@ -882,6 +882,12 @@ fn what_cannot_be_proven_is_not_written() {
         .run()
         .status(0);
     assert_eq!(names(&some).len(), 2);
+    // A configuration beside a store does not hide it.
+    fs::write(store.join("stream_X.json"), r#"{"name":"X"}"#).unwrap();
+    let ran = fx.jetsam().args(["config", "show", "--json"]);
+    let ran = ran.arg(&store).run().status(1);
+    assert_eq!(ran.json().as_array().unwrap().len(), 10);
+    fx.jetsam().arg("check").arg(&store).run().status(1);
     // Nothing at all: no directory.
     let none = dir.path().join("none");
     fx.jetsam()

@@ -215,14 +215,15 @@ pub fn write(
     let mut tail = Vec::new();
     match format {
         Format::V1 => {
-            if let Some(block) = last_sequence(
+            if let Some((block, idx)) = last_sequence(
                 out.state,
                 last_live,
                 last_number.saturating_add(1),
                 &out.name,
             ) {
-                let name = format!("msgs/{}.blk", block.entry.index);
-                member(&mut tail, &name, &block.bytes, now)?;
+                let n = block.entry.index;
+                member(&mut tail, &format!("msgs/{n}.idx"), &idx, now)?;
+                member(&mut tail, &format!("msgs/{n}.blk"), &block.bytes, now)?;
             }
             for c in &out.consumers {
                 let (inf, sum) = out.consumer_meta(c);

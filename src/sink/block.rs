@@ -6,9 +6,12 @@
 //! they are where neither the stream's name nor the number changes, and written anew otherwise.
 //!
 //! The stream's last sequence, if it is a deleted one, is kept by a *skip* record in a block of its
-//! own, behind the others: that is how a server itself skips a sequence.
+//! own, behind the others: that is how a server itself skips a sequence. Servers before 2.10 remove
+//! a block without messages unless its `.idx` says what it is for, so that one block has an `.idx`.
+//! Later servers look at it only when they scan, and then agree.
 
 use crate::format::hash::HashKey;
+use crate::format::idx::{self, Idx};
 use crate::format::index_db::BlockEntry;
 use crate::format::record::{ERASED_BIT, NewRecord, encode};
 use crate::format::thw_db::ThwEntry;
@@ -169,8 +172,18 @@ impl Block {
     }
 }
 
-/// The block with number `n` that keeps the last sequence of `state`, if its last message does not.
-pub fn last_sequence(state: &StreamState, last_live: u64, n: u64, name: &str) -> Option<Block> {
+/// Body of the skip record: longer than any `.idx`. Servers before 2.10 seal an `.idx` with the same key
+/// stream as its block; what shares it is then this record, which is no secret.
+const SKIP_BODY: [u8; 96] = [0; 96];
+
+/// The block with number `n` that keeps the last sequence of `state`, if its last message does not; and
+/// its `.idx`, in plaintext.
+pub fn last_sequence(
+    state: &StreamState,
+    last_live: u64,
+    n: u64,
+    name: &str,
+) -> Option<(Block, Vec<u8>)> {
     if state.last_seq <= last_live {
         return None;
     }
@@ -180,7 +193,7 @@ pub fn last_sequence(state: &StreamState, last_live: u64, n: u64, name: &str) ->
         ts: state.last_ts,
         subject: b"",
         headers: b"",
-        payload: b"",
+        payload: &SKIP_BODY,
     };
     let mut block = Block {
         entry: BlockEntry {
@@ -193,5 +206,14 @@ pub fn last_sequence(state: &StreamState, last_live: u64, n: u64, name: &str) ->
         ..Block::default()
     };
     block.fault = encode(&mut block.bytes, &key, &record).err();
-    Some(block)
+    let idx = idx::encode(&Idx {
+        version: 1,
+        first_seq: block.entry.first,
+        first_ts: state.last_ts,
+        last_seq: block.entry.last,
+        last_ts: state.last_ts,
+        last_checksum: block.bytes.last_chunk::<8>().copied().unwrap_or_default(),
+        ..Idx::default()
+    });
+    Some((block, idx))
 }

@@ -87,14 +87,19 @@ impl Writer<'_> {
         make_dir(&path).map_err(SinkError::io(&path))
     }
 
-    /// Makes the key file `name`, if the store is encrypted.
-    fn key(&self, name: &str, context: &Context<'_>) -> Result<Option<SealKey>, SinkError> {
+    /// Makes the key file `name`, if the store is encrypted; gives its nonce, too.
+    fn key(
+        &self,
+        name: &str,
+        context: &Context<'_>,
+    ) -> Result<Option<(SealKey, Vec<u8>)>, SinkError> {
         let Some(e) = self.target.encryption else {
             return Ok(None);
         };
-        let (file, seal) = make_key_file(e.key, e.cipher, context);
+        let (mut file, seal) = make_key_file(e.key, e.cipher, context);
         self.small(name, &file)?;
-        Ok(Some(seal))
+        file.truncate(e.cipher.nonce_len());
+        Ok(Some((seal, file)))
     }
 
     /// `meta.inf` and `meta.sum` in directory `dir`.
@@ -113,8 +118,13 @@ impl Writer<'_> {
         )
     }
 
-    /// Writes a block; gives the length of its file and the file, to be synced.
-    fn block(&self, block: &mut Block, encoder: &mut Encoder) -> Result<(u64, File), SinkError> {
+    /// Writes a block, and its `.idx` if there is one; gives the length of its file and the file, to be synced.
+    fn block(
+        &self,
+        block: &mut Block,
+        mut idx: Option<Vec<u8>>,
+        encoder: &mut Encoder,
+    ) -> Result<(u64, File), SinkError> {
         let n = block.entry.index;
         // The server appends to the last block, so that one stays plain.
         let compress = self.out.meta.compression() == Some("s2")
@@ -133,8 +143,13 @@ impl Writer<'_> {
             store: self.out.name.as_bytes(),
             n,
         };
-        if let Some(seal) = self.key(&format!("msgs/{n}.key"), &context)? {
+        if let Some((seal, nonce)) = self.key(&format!("msgs/{n}.key"), &context)? {
             seal.apply_keystream(0, bytes);
+            // An `.idx` is sealed with the key file's nonce and does not repeat it.
+            idx = idx.map(|plain| seal.seal(&plain, &nonce).split_off(nonce.len()));
+        }
+        if let Some(idx) = idx {
+            self.small(&format!("msgs/{n}.idx"), &idx)?;
         }
         let path = self.target.dir.join(format!("msgs/{n}.blk"));
         let len = bytes.len() as u64;
@@ -152,7 +167,7 @@ impl Writer<'_> {
                 stream: self.out.name.as_bytes(),
                 consumer: c.name.as_bytes(),
             };
-            let seal = self.key(&format!("{dir}/meta.key"), &context)?;
+            let seal = self.key(&format!("{dir}/meta.key"), &context)?.map(|k| k.0);
             let (inf, _) = self.out.consumer_meta(c);
             let hashed_as = self.out.consumer_key(c);
             self.meta(&format!("{dir}/"), &hashed_as, inf, seal.as_ref())?;
@@ -254,7 +269,7 @@ pub fn write(
         account: target.account.as_bytes(),
         stream: out.name.as_bytes(),
     };
-    writer.seal = writer.key("meta.key", &context)?;
+    writer.seal = writer.key("meta.key", &context)?.map(|k| k.0);
     writer.meta("", &out.name, out.stream_meta().0, writer.seal.as_ref())?;
     writer.dir("msgs")?;
     writer.dir("obs")?;
@@ -355,7 +370,7 @@ fn blocks(
             block.close();
             block.len = block.bytes.len() as u64;
             let mut encoder: Encoder = encoders.take();
-            let done = writer.block(&mut block, &mut encoder);
+            let done = writer.block(&mut block, None, &mut encoder);
             encoders.give(encoder);
             let (file_len, file) = done?;
             len = file_len;
@@ -413,8 +428,8 @@ fn blocks(
     }
     written.findings = findings;
     let n = last_number.saturating_add(1);
-    if let Some(mut block) = last_sequence(out.state, last_live, n, &out.name) {
-        let (len, file) = writer.block(&mut block, &mut Encoder::new())?;
+    if let Some((mut block, idx)) = last_sequence(out.state, last_live, n, &out.name) {
+        let (len, file) = writer.block(&mut block, Some(idx), &mut Encoder::new())?;
         written.compressed = written.compressed.saturating_add(len);
         let _ = to_sync.send((name(n), file));
         index.add(&mut block);

@@ -6,7 +6,7 @@ use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::backup_json::{self, BackupJson};
 use crate::sink::archive::{self, Format};
-use crate::sink::outgoing::Outgoing;
+use crate::sink::outgoing::{OutConsumer, Outgoing};
 use crate::sink::staged::{StagedDir, write_synced};
 use crate::sink::{SinkError, Written};
 use crate::source::{SourceKind, StreamSource, text};
@@ -271,6 +271,18 @@ fn one(
     };
     if options.no_consumers {
         out.consumers.clear();
+    }
+    out.consumers.retain(|c| ctx.selector.consumer(&c.name));
+    if options.format == Format::V1 {
+        // What a server makes for a stream of 2.14 and later that sources a work queue or interest stream.
+        let new = |c: &&OutConsumer| c.meta.get("ack_policy") == Some(&"flow_control".into());
+        for c in out.consumers.iter().filter(new) {
+            ctx.monitor.warn(&format!(
+                "stream {}: servers before 2.14 will refuse it because of consumer {}; for those choose the others with -c, or --no-consumers",
+                render::safe(&out.name),
+                render::safe(&c.name)
+            ));
+        }
     }
     for dropped in &out.dropped {
         ctx.monitor

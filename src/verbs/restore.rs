@@ -580,6 +580,7 @@ fn one(
     if options.no_consumers {
         out.consumers.clear();
     }
+    out.consumers.retain(|c| ctx.selector.consumer(&c.name));
     if let Some(config) = &options.config {
         out.reconfigure(config.clone());
     }
