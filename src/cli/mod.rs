@@ -290,7 +290,10 @@ fn stream_config(path: &Path) -> Result<Map<String, Value>, Stop> {
 
 /// Interrupted, a verb that writes cleans up and ends; interrupted again, it ends at once.
 fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<(), Stop> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+    // A file over the limit is then an error of the write, which is told and cleaned up after.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())
+        .map_err(|e| Failure::Usage(format!("signals: {e}")))?;
     for signal in [SIGINT, SIGTERM] {
         let interrupted = i32::from(Exit::Interrupted as u8);
         signal_hook::flag::register_conditional_shutdown(signal, interrupted, stop.clone())

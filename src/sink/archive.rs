@@ -7,8 +7,10 @@ use super::outgoing::Outgoing;
 use super::{Pool, SinkError, Written};
 use crate::finding::Severity;
 use crate::format::backup_json::StreamState;
+use crate::format::record::encoded_len;
 use crate::format::s2::{self, Encoder, FRAME_SIZE};
 use crate::format::{Fault, archive_v2, o_dat, tar};
+use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use crate::time::rfc3339_or_zero;
 use std::fs::File;
@@ -44,6 +46,40 @@ pub fn api_state(out: &Outgoing<'_>) -> StreamState {
     }
 }
 
+/// The state of what can be proven of a damaged stream: what an archive of it holds.
+pub fn proven_state(out: &Outgoing<'_>, pass: &Pass<'_>) -> StreamState {
+    let mut claim = api_state(out);
+    let (mut messages, mut bytes, mut first) = (0u64, 0u64, None);
+    let mut subjects = SubjectMap::new();
+    pass.run(
+        || (0u64, None, SubjectMap::new()),
+        |(bytes, first, subjects), m| {
+            let len = encoded_len(m.subject.len(), m.headers.len(), m.payload.len());
+            *bytes = bytes.saturating_add(len);
+            first.get_or_insert((m.seq, m.ts));
+            *subjects.value_mut(m.subject) += 1;
+            ControlFlow::Continue(())
+        },
+        |(len, begins, of_block)| {
+            bytes = bytes.saturating_add(len);
+            first = first.or(begins);
+            for (subject, count) in of_block.iter() {
+                messages = messages.saturating_add(count);
+                *subjects.value_mut(subject) += count;
+            }
+            ControlFlow::Continue(())
+        },
+    );
+    let (first_seq, first_ts) = first.unwrap_or((claim.last_seq.saturating_add(1), 0));
+    // A gap before the first message is no gap: the stream begins with it.
+    (claim.first_seq, claim.first_ts) = (first_seq, rfc3339_or_zero(first_ts));
+    (claim.messages, claim.bytes) = (messages, bytes);
+    claim.num_subjects = Some(subjects.len() as u64);
+    let sequences = claim.last_seq.saturating_add(1).saturating_sub(first_seq);
+    claim.num_deleted = Some(sequences.saturating_sub(messages));
+    claim
+}
+
 /// Encodes `raw` as frames.
 fn frames(encoder: &mut Encoder, raw: &[u8], out: &mut Vec<u8>) -> Result<(), SinkError> {
     for piece in raw.chunks(FRAME_SIZE) {
@@ -76,11 +112,13 @@ struct Piece {
     last_seq: u64,
 }
 
-/// Writes an archive of the messages of `pass` to `file`, which is at `path`. Refuses damage unless
-/// `salvage`: then it holds what could be proven.
+/// Writes an archive of the messages of `pass` to `file`, which is at `path`. Refuses a pass that does
+/// not bring the messages of `claim`, and damage; with `salvage`, damage is no reason.
+#[expect(clippy::too_many_arguments, reason = "one caller")]
 pub fn write(
     format: Format,
     out: &Outgoing<'_>,
+    claim: &StreamState,
     pass: &Pass<'_>,
     salvage: bool,
     file: &mut File,
@@ -104,7 +142,7 @@ pub fn write(
         }
         Format::V2 => {
             head.extend_from_slice(archive_v2::MAGIC);
-            archive_v2::put_state(&mut head, now, &api_state(out));
+            archive_v2::put_state(&mut head, now, claim);
             for c in &out.consumers {
                 let mut state = c.state.clone().unwrap_or_default();
                 archive_v2::clip(&mut state, out.state.last_seq);
@@ -203,11 +241,11 @@ pub fn write(
         return Err(e);
     }
     let damaged = findings.iter().any(|f| f.severity == Severity::Error);
-    if (damaged || written.messages != out.state.msgs) && !salvage {
+    if (damaged && !salvage) || written.messages != claim.messages {
         return Err(SinkError::Damaged {
             findings,
             read: written.messages,
-            expected: out.state.msgs,
+            expected: claim.messages,
         });
     }
     written.findings = findings;

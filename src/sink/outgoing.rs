@@ -35,6 +35,15 @@ pub struct Outgoing<'a> {
     pub dropped: Vec<String>,
 }
 
+/// A name that can be one directory.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name != "."
+        && name != ".."
+        && !name.contains(['/', '\\', '\0'])
+}
+
 /// Removes `a` or `a.b.c` wherever it occurs.
 fn remove(config: &mut Map<String, Value>, path: &str) {
     let Some((parents, last)) = path.rsplit_once('.') else {
@@ -121,6 +130,13 @@ impl<'a> Outgoing<'a> {
             consumers,
             dropped,
         })
+    }
+
+    /// A consumer that cannot be written: its name is no file's, or another has it.
+    pub fn bad_consumer(&self) -> Option<&str> {
+        let mut names = std::collections::BTreeSet::new();
+        let mut all = self.consumers.iter().map(|c| c.name.as_str());
+        all.find(|name| !is_plain_name(name) || !names.insert(*name))
     }
 
     /// Gives it another name.

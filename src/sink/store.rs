@@ -28,7 +28,8 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Permissions of files and directories, as servers give them.
 const FILE_MODE: u32 = 0o640;
-const DIR_MODE: u32 = 0o750;
+/// See [`FILE_MODE`].
+pub const DIR_MODE: u32 = 0o750;
 /// Files that may wait for the disk.
 const UNSYNCED: usize = 8;
 
@@ -53,7 +54,7 @@ pub struct Target<'a> {
 }
 
 /// Makes a directory, and those above it, with a server's permissions.
-pub fn make_dir(path: &Path) -> std::io::Result<()> {
+fn make_dir(path: &Path) -> std::io::Result<()> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(DIR_MODE)

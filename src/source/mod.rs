@@ -13,6 +13,7 @@ use crate::format::meta;
 use dir::{DirTree, FileTree};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tree::{Child, ChildKind, Tree};
@@ -175,6 +176,11 @@ pub fn numbered(name: &OsStr, extension: &str) -> Option<u64> {
     (!stem.is_empty() && stem.bytes().all(|b| b.is_ascii_digit())).then(|| stem.parse().ok())?
 }
 
+/// What the names of directories in the making begin with: jetsam's own, left by a run that was
+/// killed. Nothing in them is whole, so nothing in them is a stream or a backup. No server and no
+/// CLI uses such a name.
+pub const STAGING_PREFIX: &str = ".jetsam-";
+
 struct Finder<'a> {
     tree: Arc<dyn Tree>,
     options: &'a OpenOptions,
@@ -245,6 +251,7 @@ impl Finder<'_> {
             .iter()
             .filter(|c| c.kind == ChildKind::Dir)
             .map(|c| &c.name)
+            .filter(|name| !name.as_bytes().starts_with(STAGING_PREFIX.as_bytes()))
     }
 
     fn leftover(&mut self, path: &Path, detail: &str) {

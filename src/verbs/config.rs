@@ -1,11 +1,12 @@
 //! `jetsam config backup` and `jetsam config show`: configurations of streams and consumers, without messages.
 
-use super::backup::{is_plain_name, require_free, require_outside};
+use super::backup::{require_free, require_outside};
 use super::{Context, Exit, Failure, Opened, exit_for, info, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::cli_json::indented;
 use crate::format::config_backup::{self, ConfigBackup, Configuration};
 use crate::format::meta::MetaInf;
+use crate::sink::outgoing::is_plain_name;
 use crate::sink::outgoing::sanitise;
 use crate::sink::staged::{StagedDir, write_synced};
 use crate::source::config_dir::{ConfiguredConsumer, ConfiguredStream};
@@ -331,7 +332,7 @@ pub fn backup(
 ) -> Result<Exit, Failure> {
     let configs = read(ctx, path)?;
     require_outside(path, dest)?;
-    require_free(dest)?;
+    require_free(dest, 0)?;
     if configs.streams.is_empty() && configs.findings.is_empty() {
         return Err(Failure::Usage(format!("{}: no stream", path.display())));
     }
@@ -407,6 +408,9 @@ fn require_names(s: &ConfiguredStream, files: &[Out], account: bool) -> Result<(
     Ok(())
 }
 
+/// Configurations may hold secrets of others, not of the public.
+const DIR_MODE: u32 = 0o700;
+
 type Planned<'s> = (&'s ConfiguredStream, PathBuf, Vec<Out>);
 
 /// Writes all of it or nothing.
@@ -415,7 +419,7 @@ fn write(dest: &Path, all: &[Planned<'_>]) -> Result<(), (PathBuf, io::Error)> {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let staged = StagedDir::new(parent, "config").map_err(|e| (parent.to_owned(), e))?;
+    let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| (parent.to_owned(), e))?;
     for (_, base, files) in all {
         let dir = staged.path().join(base);
         fs::create_dir_all(&dir).map_err(|e| (dest.join(base), e))?;

@@ -3,15 +3,15 @@
 //! Everything is looked at before anything is written; each stream is then staged beside `jetstream/` and
 //! renamed into place, so it is there whole or not at all.
 
-use super::backup::{is_plain_name, require_outside};
+use super::backup::require_outside;
 use super::info::describe_to_copy;
 use super::metrics::Metrics;
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
-use crate::sink::outgoing::Outgoing;
-use crate::sink::staged::{PREFIX, StagedDir, rename_new, swap, sync_dir};
-use crate::sink::store::{self, Encryption, Target, make_dir};
+use crate::sink::outgoing::{Outgoing, is_plain_name};
+use crate::sink::staged::{StagedDir, make_dirs, remove_empty, rename_new, swap, sync_dir};
+use crate::sink::store::{self, DIR_MODE, Encryption, Target};
 use crate::sink::{SinkError, Written};
 use crate::source::select::Selector;
 use crate::source::{self, OpenOptions, StreamSource, in_use, text};
@@ -23,6 +23,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What to restore as what.
@@ -230,6 +231,8 @@ fn plan<'s>(
                 "two streams {shown} would go to account {account}: choose with -a"
             ));
         }
+        // The source is never moved, not even aside.
+        require_outside(&opened.source.path, &target)?;
         if fs::symlink_metadata(&target).is_ok() {
             if !options.replace {
                 return usage(format!(
@@ -435,6 +438,10 @@ fn all(
         let interrupted = matches!(result, Err(Refusal::Interrupted));
         match &result {
             Ok(r) => {
+                if !r.written.findings.is_empty() {
+                    warn_of(ctx.monitor, &r.written.findings);
+                    exit = exit.worse(Exit::Found);
+                }
                 done += 1;
                 metrics.streams += 1;
                 metrics.bytes += r.written.compressed;
@@ -512,6 +519,7 @@ fn report(
                 "consumers": r.consumers,
                 "bytes": r.written.compressed,
                 "seconds": time.as_secs_f64(),
+                "errors": r.written.findings.len(),
                 "replaced": r.aside.as_deref().map(text),
             }),
             Err(refusal) => json!({ "error": refusal.reason() }),
@@ -554,6 +562,7 @@ fn one(
     plan: &Plan<'_>,
     options: &Options,
 ) -> Result<Restored, Refusal> {
+    let stopped = || ctx.stop.load(Ordering::Relaxed);
     let mut d = describe_to_copy(ctx, plan.source);
     let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
     if d.stream.locked || d.findings.iter().any(is_key) {
@@ -563,6 +572,9 @@ fn one(
     let damaged = d.findings.iter().any(|f| f.severity == Severity::Error);
     if damaged && !options.salvage {
         return Err(Refusal::Damaged(d.findings));
+    }
+    if stopped() {
+        return Err(Refusal::Interrupted);
     }
     if d.stream.meta.is_none()
         && let Some(config) = &options.config
@@ -599,10 +611,10 @@ fn one(
         ));
     }
     out.consumers.retain(|c| !c.meta.mem_storage());
-    if let Some(c) = out.consumers.iter().find(|c| !is_plain_name(&c.name)) {
+    if let Some(name) = out.bad_consumer() {
         return Err(Refusal::Failed(format!(
-            "consumer {:?}: no name for a directory",
-            render::safe(&c.name)
+            "consumer {:?}: two of that name, or no name for a directory; --no-consumers leaves consumers out",
+            render::safe(name)
         )));
     }
     for dropped in &out.dropped {
@@ -613,12 +625,9 @@ fn one(
     let encryption = if options.decrypt {
         None
     } else {
-        let key = match (&options.out_key, d.stream.cipher) {
-            (Some(key), _) => Some(key),
-            (None, Some(_)) => ctx.keys.current.as_ref(),
-            (None, None) => None,
-        };
         let cipher = options.out_cipher.or(d.stream.cipher);
+        let own = cipher.and(ctx.keys.current.as_ref().or(ctx.keys.previous.as_ref()));
+        let key = options.out_key.as_ref().or(own);
         key.map(|key| Encryption {
             key,
             cipher: cipher.unwrap_or(Cipher::ChaCha),
@@ -626,7 +635,7 @@ fn one(
     };
 
     let failed = |e: io::Error, path: &Path| Refusal::Failed(format!("{}: {e}", path.display()));
-    let staged = StagedDir::new(root, &plan.name).map_err(|e| failed(e, root))?;
+    let staged = StagedDir::new(root, DIR_MODE).map_err(|e| failed(e, root))?;
     let progress = |n| ctx.monitor.advance(n);
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &progress);
     ctx.monitor
@@ -638,7 +647,7 @@ fn one(
     };
     let written = store::write(&out, &pass, options.salvage, &target, &ctx.stop);
     ctx.monitor.end();
-    let written = written.map_err(|e| match e {
+    let mut written = written.map_err(|e| match e {
         SinkError::Damaged { findings, .. } => Refusal::Damaged(findings),
         SinkError::Interrupted => Refusal::Interrupted,
         e => Refusal::Failed(e.to_string()),
@@ -649,26 +658,32 @@ fn one(
         ));
     }
     require_stopped(root).map_err(Refusal::InUse)?;
+    if stopped() {
+        return Err(Refusal::Interrupted);
+    }
     let parent = plan.target.parent().unwrap_or(root);
-    let owner = fs::metadata(root).map_err(|e| failed(e, root))?;
-    make_dir(parent).map_err(|e| failed(e, parent))?;
+    // What is new belongs to whoever owns the directory that it is made in.
+    let there = parent.ancestors().find(|p| p.exists()).unwrap_or(root);
+    let owner = fs::metadata(there).map_err(|e| failed(e, there))?;
     own(staged.path(), &owner).map_err(|e| failed(e, staged.path()))?;
-    for dir in [
-        parent,
-        parent.parent().unwrap_or(root),
-        &root.join("jetstream"),
-    ] {
+    let made = make_dirs(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
+    for dir in &made {
         own_one(dir, &owner).map_err(|e| failed(e, dir))?;
     }
     let consumers = out.consumers.len();
-    let aside = if options.replace && plan.target.exists() {
-        Some(replace(staged, root, plan).map_err(|e| failed(e, &plan.target))?)
+    let done = if options.replace && plan.target.exists() {
+        replace(staged, root, plan).map(Some)
     } else {
-        staged
-            .commit(&plan.target)
-            .map_err(|e| failed(e, &plan.target))?;
-        None
+        staged.commit(&plan.target).map(|()| None)
     };
+    let aside = done.map_err(|e| {
+        remove_empty(&made);
+        failed(e, &plan.target)
+    })?;
+    // What was wrong, and no reason to refuse it.
+    d.findings.append(&mut written.findings);
+    d.findings.retain(|f| f.severity == Severity::Error);
+    written.findings = d.findings;
     Ok(Restored {
         written,
         consumers,
@@ -676,32 +691,43 @@ fn one(
     })
 }
 
-/// Puts the new stream in the old one's place in one step, then the old one beside `jetstream/`, where no
+/// Puts the new stream in the old one's place in one step, and the old one beside `jetstream/`, where no
 /// server looks.
 fn replace(staged: StagedDir, root: &Path, plan: &Plan<'_>) -> io::Result<PathBuf> {
     let stamp = crate::time::rfc3339(crate::time::now()).replace(':', "");
-    let name = format!("replaced-{stamp}-{}-{}", plan.account, plan.name);
-    let aside = root.join(name);
+    let aside = root.join(aside_name(&stamp, &plan.account, &plan.name));
     let was = staged.keep()?;
-    match swap(&was, &plan.target) {
-        Ok(()) => {}
+    // The new one takes the name that the old one gets by the swap: at no time is the old one under
+    // a name of things that can be thrown away.
+    let done = rename_new(&was, &aside).and_then(|()| match swap(&aside, &plan.target) {
+        Ok(()) => Ok(()),
         // A file system that cannot swap: the old one goes first.
         Err(e) if e.kind() == io::ErrorKind::Unsupported || e.raw_os_error() == Some(22) => {
+            rename_new(&aside, &was)?;
             rename_new(&plan.target, &aside)?;
-            rename_new(&was, &plan.target)?;
-            sync_dir(plan.target.parent().unwrap_or(root))?;
-            sync_dir(root)?;
-            return Ok(aside);
+            rename_new(&was, &plan.target)
         }
         Err(e) => {
-            let _ = fs::remove_dir_all(&was);
-            return Err(e);
+            rename_new(&aside, &was)?;
+            Err(e)
         }
+    });
+    if let Err(e) = done {
+        let _ = fs::remove_dir_all(&was);
+        return Err(e);
     }
     sync_dir(plan.target.parent().unwrap_or(root))?;
-    rename_new(&was, &aside)?;
     sync_dir(root)?;
     Ok(aside)
+}
+
+/// The name of a stream that is set aside: as much of it as a file's name can hold.
+fn aside_name(stamp: &str, account: &str, name: &str) -> String {
+    let mut aside = format!("replaced-{stamp}-{account}-{name}");
+    while aside.len() > 255 {
+        aside.pop();
+    }
+    aside
 }
 
 /// Gives everything below `dir` to the owner of the store, where root restores for another user.
@@ -728,9 +754,4 @@ fn own_one(path: &Path, owner: &fs::Metadata) -> io::Result<bool> {
     }
     std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))?;
     Ok(true)
-}
-
-/// True for the names that an interrupted run leaves beside `jetstream/`.
-pub fn is_staging(name: &str) -> bool {
-    name.starts_with(PREFIX)
 }
