@@ -605,7 +605,12 @@ fn what_is_no_configuration_is_told() {
         .args(["config", "show"])
         .arg(&dest)
         .run()
-        .status(0);
+        .status(1);
+    assert!(
+        ran.stderr.contains("stream_L.json: not_a_file"),
+        "{}",
+        ran.stderr
+    );
     assert!(!String::from_utf8_lossy(&ran.stdout).contains("Stream L"));
     // Another name: what is in it counts.
     let (_keep, dest, fx) = backed_up("2.14.5-basic", &["-s", "WORK"]);
@@ -621,6 +626,7 @@ fn what_is_no_configuration_is_told() {
         .run()
         .status(0);
     assert_eq!(ran.json()[0]["config"]["name"], "WORK");
+    assert!(ran.stderr.contains("renamed"), "{}", ran.stderr);
 }
 
 #[test]
@@ -705,7 +711,8 @@ fn made(dir: &Path, streams: &[(&str, &[&str])]) {
 #[test]
 fn names_that_are_no_file_names_are_refused() {
     let long = "x".repeat(200);
-    let cases: &[(&[(&str, &[&str])], &str)] = &[
+    type Case<'a> = (&'a [(&'a str, &'a [&'a str])], &'a str);
+    let cases: &[Case<'_>] = &[
         (&[("../../up", &[])], "stream \"../../up\""),
         (&[("a/b", &[])], "stream \"a/b\""),
         (&[("a\\b", &[])], "stream"),
@@ -865,6 +872,22 @@ fn what_cannot_be_proven_is_not_written() {
         .run()
         .status(1);
     assert!(String::from_utf8_lossy(&ran.stdout).contains("work.*"));
+    // What is not asked for is no concern either.
+    let some = dir.path().join("some");
+    let select = ["config", "backup", "-s", "ORDERS", "-c", "NEW"];
+    fx.jetsam()
+        .args(select)
+        .arg(&store)
+        .arg(&some)
+        .run()
+        .status(0);
+    assert_eq!(names(&some).len(), 2);
+    // A configuration beside a store does not hide it.
+    fs::write(store.join("stream_X.json"), r#"{"name":"X"}"#).unwrap();
+    let ran = fx.jetsam().args(["config", "show", "--json"]);
+    let ran = ran.arg(&store).run().status(1);
+    assert_eq!(ran.json().as_array().unwrap().len(), 10);
+    fx.jetsam().arg("check").arg(&store).run().status(1);
     // Nothing at all: no directory.
     let none = dir.path().join("none");
     fx.jetsam()
@@ -1071,6 +1094,14 @@ fn metrics_say_how_the_last_run_went() {
     let m = metrics(&file, "backup", source);
     assert_eq!((m["success"], m["streams"]), (0.0, streams - 1.0));
     assert!(m["findings"] >= 1.0);
+
+    let archive = dest.join("$G/WORK");
+    let restored = dir.path().join("restored");
+    let ran = fx.jetsam().arg("restore").arg("--metrics").arg(&file);
+    ran.arg(&archive).arg(&restored).run().status(0);
+    let m = metrics(&file, "restore", archive.to_str().unwrap());
+    assert_eq!((m["success"], m["streams"]), (1.0, 1.0));
+    assert!(m["bytes"] > 1000.0);
 
     // A run that cannot even begin says so too.
     let nowhere = dir.path().join("nowhere");

@@ -85,7 +85,8 @@ pub struct Global {
     /// No progress and no warnings.
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
-    /// Note how the run went in a file for Prometheus's node_exporter (`backup`, `check`).
+    /// Note how the run went in a file for Prometheus's node_exporter (`backup`, `check`,
+    /// `restore`).
     #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath, help_heading = "Output")]
     pub metrics: Option<PathBuf>,
     /// Colours.

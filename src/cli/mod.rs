@@ -145,9 +145,12 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         }
         _ => {}
     }
-    let measured = matches!(cli.verb, Verb::Backup(_) | Verb::Check { .. });
+    let measured = matches!(
+        cli.verb,
+        Verb::Backup(_) | Verb::Check { .. } | Verb::Restore(_)
+    );
     if g.metrics.is_some() && !measured {
-        return Err(Failure::Usage("--metrics is for backup and check".into()).into());
+        return Err(Failure::Usage("--metrics is for backup, check and restore".into()).into());
     }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,

@@ -150,7 +150,8 @@ fn read(
     stem: &str,
 ) -> Result<(Entry, Option<String>), Finding> {
     if c.kind != ChildKind::File {
-        return Err(Finding::new(Code::NotAFile, "no regular file; not read"));
+        let f = Finding::new(Code::NotAFile, "no regular file; not read");
+        return Err(f.severity(Severity::Error));
     }
     let mut buf = Vec::new();
     tree.read_into(at, &mut buf, config_backup::MAX_LEN)

@@ -127,6 +127,9 @@ pub struct OpenOptions {
     pub account: Option<String>,
     /// The stream to assume where the path does not tell (one `-s` without wildcards).
     pub stream: Option<String>,
+    /// Take a backup directory for one of configurations where it is that too: the old `nats backup --data` put an
+    /// archive beside them.
+    pub configurations: bool,
 }
 
 /// Why a source could not be opened. Nothing was done.
@@ -473,11 +476,25 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         groups: Vec::new(),
         findings: Vec::new(),
     };
-    let kind = if config_dir::is_config_dir(path) {
-        finder.configurations(path)?;
-        SourceKind::Config
-    } else {
-        finder.detect(path, &children)?
+    // Only what is nothing else is a directory of configurations: such a file beside a store must not hide it.
+    let is_config = || config_dir::is_config_dir(path);
+    let kind = match finder.detect(path, &children) {
+        Ok(SourceKind::Backup | SourceKind::AccountBackup)
+            if options.configurations && is_config() =>
+        {
+            None
+        }
+        Err(_) if is_config() => None,
+        found => Some(found?),
+    };
+    let kind = match kind {
+        Some(kind) => kind,
+        None => {
+            finder.streams.clear();
+            finder.findings.clear();
+            finder.configurations(path)?;
+            SourceKind::Config
+        }
     };
     let Finder {
         mut streams,

@@ -10,7 +10,7 @@ use crate::sink::outgoing::is_plain_name;
 use crate::sink::outgoing::sanitise;
 use crate::sink::staged::{StagedDir, write_synced};
 use crate::source::config_dir::{ConfiguredConsumer, ConfiguredStream};
-use crate::source::{Role, text};
+use crate::source::{Role, SourceKind, text};
 use crate::stream::{Stream, Want};
 use crate::time;
 use serde_json::{Map, Value, json};
@@ -26,7 +26,7 @@ struct Configs {
     /// What is wrong with these; of everything else in the source nothing is said.
     findings: Vec<Finding>,
     encrypted: bool,
-    opened: Option<Opened>,
+    opened: Opened,
 }
 
 /// Whether a finding says anything about configurations. Blocks are not looked at here, their indexes are.
@@ -36,8 +36,18 @@ fn concerns(f: &Finding) -> bool {
 }
 
 /// Reads the selected configurations of any source.
-fn read(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
+fn read(ctx: &mut Context<'_>, path: &Path) -> Result<Configs, Failure> {
+    ctx.open.configurations = true;
     let mut configs = read_source(ctx, path)?;
+    let selected = |f: &Finding| {
+        let account = f.account.as_deref().unwrap_or_default();
+        let stream = f.stream.as_deref();
+        stream.is_none_or(|s| ctx.selector.stream(account, s))
+            && f.consumer
+                .as_deref()
+                .is_none_or(|c| ctx.selector.consumer(c))
+    };
+    configs.findings.retain(selected);
     for s in &mut configs.streams {
         s.consumers.retain(|c| ctx.selector.consumer(&c.name));
     }
@@ -48,6 +58,12 @@ fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     let mut findings = opened.source.findings.clone();
+    if opened.source.kind == SourceKind::Config {
+        let warnings = findings.iter().filter(|f| f.severity == Severity::Warning);
+        for f in warnings {
+            ctx.monitor.warn(&render::finding_line(f));
+        }
+    }
     let (mut streams, mut encrypted) = (Vec::new(), false);
     let want = Want {
         subjects: false,
@@ -60,7 +76,7 @@ fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
         let stream = Stream::open(source, &ctx.keys, want);
         let told = findings.len();
         findings.extend(stream.findings.iter().filter(|f| concerns(f)).cloned());
-        if stream.meta.is_none() && findings.len() == told {
+        if stream.meta.is_none() && findings.len() == told && stream.entries().is_some() {
             let detail =
                 "no configuration in this source: this kind of archive has it in its backup.json";
             let f = Finding::new(Code::MetaMissing, detail);
@@ -84,7 +100,7 @@ fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
         streams,
         findings,
         encrypted,
-        opened: Some(opened),
+        opened,
     })
 }
 
@@ -102,10 +118,7 @@ pub fn show(ctx: &mut Context<'_>, path: &Path) -> Result<Exit, Failure> {
     }
     warn_of(ctx.monitor, &configs.findings);
     let exit = exit_for(&configs.findings);
-    Ok(match &configs.opened {
-        Some(opened) => ctx.close(opened, exit),
-        None => exit,
-    })
+    Ok(ctx.close(&configs.opened, exit))
 }
 
 fn as_json(s: &ConfiguredStream) -> Value {
@@ -348,9 +361,7 @@ pub fn backup(
         }
         all.push((s, base, files));
     }
-    if let Some(opened) = &configs.opened
-        && ctx.close(opened, Exit::Clean) == Exit::InUse
-    {
+    if ctx.close(&configs.opened, Exit::Clean) == Exit::InUse {
         return Ok(Exit::InUse);
     }
     if all.is_empty() {

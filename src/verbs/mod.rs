@@ -126,7 +126,7 @@ pub struct Context<'a> {
     pub json: bool,
     /// How human output looks.
     pub style: render::Style,
-    /// Where to note how a run of `backup` or `check` went.
+    /// Where to note how a run of `backup`, `check` or `restore` went.
     pub metrics: Option<PathBuf>,
     /// Set when the user wants it to stop: verbs that write clean up then.
     pub stop: Arc<AtomicBool>,
