@@ -624,6 +624,7 @@ fn killed_at_any_time() {
             run(&dest).run().status(0);
             assert_eq!(whole_or_absent(&store, &dest), 2);
         }
+        let _ = fs::remove_dir_all(&dest);
     }
     assert!(cut > 5, "only {cut} runs were killed before their end");
     assert!(left > 0, "none was killed at work");
