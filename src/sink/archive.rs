@@ -7,12 +7,14 @@ use super::outgoing::Outgoing;
 use super::{Pool, SinkError, Written};
 use crate::finding::Severity;
 use crate::format::backup_json::StreamState;
+use crate::format::o_dat::ConsumerState;
 use crate::format::record::encoded_len;
 use crate::format::s2::{self, Encoder, FRAME_SIZE};
 use crate::format::{Fault, archive_v2, o_dat, tar};
 use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use crate::time::rfc3339_or_zero;
+use serde_json::Value;
 use std::fs::File;
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -103,6 +105,18 @@ fn member(out: &mut Vec<u8>, name: &str, data: &[u8], now: i64) -> Result<(), Si
     Ok(())
 }
 
+/// Raises the ack floor of a state to `floor`, before which there is nothing to acknowledge. A server that
+/// restores NATSARC1 makes the consumer with that ack floor, and then ignores a state with a lower one.
+fn raise(state: &mut ConsumerState, floor: u64) {
+    if *state == ConsumerState::default() || state.ack_floor.stream >= floor {
+        return;
+    }
+    state.ack_floor.stream = floor;
+    state.delivered.stream = state.delivered.stream.max(floor);
+    state.pending.retain(|seq, _| *seq > floor);
+    state.redelivered.retain(|seq, _| *seq > floor);
+}
+
 /// What a worker hands to the writer.
 struct Piece {
     frames: Vec<u8>,
@@ -146,6 +160,9 @@ pub fn write(
             for c in &out.consumers {
                 let mut state = c.state.clone().unwrap_or_default();
                 archive_v2::clip(&mut state, out.state.last_seq);
+                let start = c.meta.get("opt_start_seq").and_then(Value::as_u64);
+                let first = start.unwrap_or(0).max(out.state.first_seq);
+                raise(&mut state, first.saturating_sub(1));
                 archive_v2::put_consumer(&mut head, now, &c.name, &c.meta.config, &state);
             }
         }

@@ -14,11 +14,13 @@ use crate::format::hash::HashKey;
 use crate::format::idx::{self, Idx};
 use crate::format::index_db::BlockEntry;
 use crate::format::record::{ERASED_BIT, NewRecord, encode};
+use crate::format::sched_db::SchedEntry;
 use crate::format::thw_db::ThwEntry;
 use crate::format::{Fault, headers};
 use crate::state::StreamState;
 use crate::state::subjects::SubjectMap;
 use crate::state::visit::Message;
+use crate::time::parse_rfc3339;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -66,6 +68,8 @@ pub struct Block {
     pub subjects: SubjectMap,
     /// Messages that expire.
     pub ttls: Vec<ThwEntry>,
+    /// Schedules for a fixed time.
+    pub fixed: Vec<SchedEntry>,
     /// The last message of each source: its sequence there and the source's identity.
     pub sources: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// The first thing that could not be written.
@@ -154,8 +158,22 @@ impl Block {
                 seq: m.seq,
             });
         }
-        if layout.schedules && headers::get(m.headers, b"Nats-Schedule").is_some() {
+        if layout.schedules
+            && let Some(when) = headers::get(m.headers, b"Nats-Schedule")
+        {
             self.entry.schedules = self.entry.schedules.saturating_add(1);
+            let at = when.strip_prefix(b"@at ").map(std::str::from_utf8);
+            let zone = headers::get(m.headers, b"Nats-Schedule-Time-Zone");
+            if let (Some(Ok(at)), None) = (at, zone)
+                && let Some(due) = parse_rfc3339(at)
+            {
+                let subject = m.subject.iter().copied().take(u16::MAX.into()).collect();
+                self.fixed.push(SchedEntry {
+                    subject,
+                    due,
+                    seq: m.seq,
+                });
+            }
         }
         if layout.sources
             && let Some(source) = headers::get(m.headers, b"Nats-Stream-Source")
@@ -209,7 +227,6 @@ pub fn last_sequence(
     let idx = idx::encode(&Idx {
         version: 1,
         first_seq: block.entry.first,
-        first_ts: state.last_ts,
         last_seq: block.entry.last,
         last_ts: state.last_ts,
         last_checksum: block.bytes.last_chunk::<8>().copied().unwrap_or_default(),

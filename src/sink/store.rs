@@ -12,9 +12,10 @@ use crate::finding::Severity;
 use crate::format::crypt::{Cipher, Context, SealKey, ServerKey, make_key_file};
 use crate::format::index_db::{self, IndexDb, SubjectEntry};
 use crate::format::s2::Encoder;
+use crate::format::sched_db::{self, SchedDb, SchedEntry};
 use crate::format::sources_db::{self, SourceEntry, SourcesDb};
 use crate::format::thw_db::{self, ThwDb};
-use crate::format::{block as block_format, meta, o_dat, sched_db};
+use crate::format::{block as block_format, meta, o_dat};
 use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use std::collections::BTreeMap;
@@ -197,6 +198,7 @@ struct Index {
     spans: Vec<(u64, u64)>,
     ttls: ThwDb,
     schedules: u64,
+    fixed: Vec<SchedEntry>,
     sources: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
 }
 
@@ -214,6 +216,7 @@ impl Index {
         }
         self.ttls.entries.append(&mut block.ttls);
         self.schedules = self.schedules.saturating_add(block.entry.schedules);
+        self.fixed.append(&mut block.fixed);
         self.sources.append(&mut block.sources);
         let db = &mut self.db;
         let msgs = block.entry.msgs();
@@ -230,7 +233,8 @@ impl Index {
 
     fn finish(&mut self) -> u8 {
         let db = &mut self.db;
-        if db.msgs == 0 {
+        // A stream that never had a message says 0, not 1.
+        if db.msgs == 0 && db.last_seq > 0 {
             db.first_seq = db.last_seq.saturating_add(1);
         }
         for ((subject, total), (fblk, lblk)) in self.subjects.iter().zip(&self.spans) {
@@ -290,25 +294,33 @@ pub fn write(
         result.and_then(|r| synced.map(|()| r))
     })?;
 
-    if !index.db.blocks.is_empty() {
-        let version = index.finish();
-        let body = index_db::encode_body(&index.db, version);
-        let body = sealed(writer.seal.as_ref(), body);
-        let file = index_db::with_hash(body, out.name.as_bytes());
-        writer.small("msgs/index.db", &file)?;
-        written.compressed = written.compressed.saturating_add(file.len() as u64);
-    }
+    let version = index.finish();
+    let body = index_db::encode_body(&index.db, version);
+    let body = sealed(writer.seal.as_ref(), body);
+    let file = index_db::with_hash(body, out.name.as_bytes());
+    writer.small("msgs/index.db", &file)?;
+    written.compressed = written.compressed.saturating_add(file.len() as u64);
     if out.meta.allow_msg_ttl() {
         writer.small("msgs/thw.db", &thw_db::encode(&index.ttls))?;
     }
     let stamp = out.state.last_seq.saturating_add(1);
-    if out.meta.allow_msg_schedules()
-        && let Some(mut db) = side_file(out, "msgs/sched.db", sched_db::decode)
-        && db.stamp == stamp
-    {
-        db.entries
-            .retain(|e| out.state.blocks.iter().any(|b| b.is_live(e.seq)));
-        writer.small("msgs/sched.db", &sched_db::encode(&db))?;
+    if out.meta.allow_msg_schedules() {
+        let stored = side_file(out, "msgs/sched.db", sched_db::decode).filter(|d| d.stamp == stamp);
+        let db = match stored {
+            Some(mut db) => {
+                let live = |seq| out.state.blocks.iter().any(|b| b.is_live(seq));
+                db.entries.retain(|e| live(e.seq));
+                Some(db)
+            }
+            // When one that repeats is due next is the server's to say: it then reads the headers.
+            None => (index.fixed.len() as u64 == index.schedules).then(|| SchedDb {
+                stamp,
+                entries: std::mem::take(&mut index.fixed),
+            }),
+        };
+        if let Some(db) = db {
+            writer.small("msgs/sched.db", &sched_db::encode(&db))?;
+        }
     }
     if out.meta.has_sources() {
         let found = side_file(out, "sources.db", sources_db::decode).filter(|db| db.stamp == stamp);
@@ -433,6 +445,15 @@ fn blocks(
         let (len, file) = writer.block(&mut block, Some(idx), &mut Encoder::new())?;
         written.compressed = written.compressed.saturating_add(len);
         let _ = to_sync.send((name(n), file));
+        index.add(&mut block);
+    }
+    if index.db.blocks.is_empty() {
+        // A server, too, has an empty block then, and an index.db. 2.10 and 2.12.0 read an encrypted stream's
+        // key only together with that: without it they make a new key, and lose the stream.
+        let mut block = Block::default();
+        (block.entry.index, block.entry.first) = (1, 1);
+        let (_, file) = writer.block(&mut block, None, &mut Encoder::new())?;
+        let _ = to_sync.send((name(1), file));
         index.add(&mut block);
     }
     Ok((index, written))

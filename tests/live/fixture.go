@@ -85,14 +85,6 @@ var (
 	unpackRoot string
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if unpackRoot != "" {
-		_ = os.RemoveAll(unpackRoot)
-	}
-	os.Exit(code)
-}
-
 // OpenFixture unpacks a fixture, once per run. Nobody may write there.
 func OpenFixture(t testing.TB, name string) *Fixture {
 	t.Helper()

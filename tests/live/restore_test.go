@@ -16,6 +16,15 @@ import (
 	"github.com/nats-io/jsm.go/api"
 )
 
+// TestMain removes the fixtures that were unpacked.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if unpackRoot != "" {
+		_ = os.RemoveAll(unpackRoot)
+	}
+	os.Exit(code)
+}
+
 // everyPair tells whether to run each combination, and not only a choice in which everything occurs.
 func everyPair() bool { return os.Getenv("JETSAM_LIVE_ALL") != "" }
 
@@ -139,7 +148,7 @@ func testBackupRestores(t *testing.T, p pairing) {
 	r.Restarted = true
 	report(t, "restarted", CompareRestored(f.Truth, readRestored(t, s), r))
 	s.Stop()
-	quiet(t, s, "restart", plaintextPasswords)
+	quiet(t, s, "restart", plaintextPasswords, originLater)
 }
 
 var (
@@ -152,6 +161,9 @@ var (
 	// know its policy. Sources are served without it.
 	sourcingConsumer = regexp.MustCompile(`Error unmarshalling consumer metafile ".*/obs/JS_SRC_\w+/meta.inf"`)
 )
+
+// At a start, a stream may come before the one that it mirrors or sources. The server tries again.
+var originLater = regexp.MustCompile(`JetStream error response for .*create (mirror|source) consumer.*: stream not found`)
 
 func isInternal(c *Consumer) bool { return internal(c) }
 
@@ -274,9 +286,17 @@ func (r Restoring) adapt(w, g *Stream) {
 	if w.State.Messages == 0 && (r.How == "v2" || r.From.Before(2, 9, 0)) {
 		w.State.LastTime = g.State.LastTime
 	}
+	// NATSARC1 does not hold when a stream was created, by which 2.15 knows one that it sources again; and what a server
+	// before 2.10 noted of a source in a message, it does not understand in a restore. Either way it copies all once more.
+	if r.How == "v2" && w.Config["sources"] != nil && g.State.Messages > w.State.Messages {
+		g.Messages = slices.DeleteFunc(slices.Clone(g.Messages), func(m Message) bool { return m.Seq > w.State.LastSeq })
+		if uint64(len(g.Messages)) == w.State.Messages {
+			g.State = w.State
+		}
+	}
 	for name, wc := range w.Consumers {
 		if gc := g.Consumers[name]; gc != nil {
-			r.adaptConsumer(wc, gc, w.Messages)
+			r.adaptConsumer(wc, gc, w.Messages, w.State.FirstSeq)
 		}
 	}
 }
@@ -316,9 +336,13 @@ func (r Restoring) adaptCreated(w *time.Time, g time.Time, consumer bool) {
 	}
 }
 
-func (r Restoring) adaptConsumer(w, g *Consumer, messages []Message) {
+func (r Restoring) adaptConsumer(w, g *Consumer, messages []Message, first uint64) {
 	r.adaptConfig(w.Config, g.Config)
 	r.adaptCreated(&w.Created, g.Created, true)
+	// A server that restores NATSARC1 takes no ack floor from before the first message.
+	if start, _ := w.Config["opt_start_seq"].(float64); r.How == "v2" && w.Delivered.Consumer > 0 {
+		w.AckFloor.Stream = max(w.AckFloor.Stream, uint64(max(start, float64(first)))-1)
+	}
 	if w.Delivered.Consumer == 0 {
 		// Until 2.12 a consumer that never delivered tells no ack floor until its first restart, which works it out.
 		if w.AckFloor.Stream == 0 && g.AckFloor.Stream == w.Delivered.Stream || g.AckFloor.Stream == 0 && w.AckFloor.Stream == w.Delivered.Stream {
