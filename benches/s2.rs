@@ -72,7 +72,7 @@ fn s2(c: &mut Criterion) {
     let mut stream = Vec::new();
     let mut encoder = Encoder::new();
     let encoded = encoder.encode_stream(&long, &mut stream);
-    assert!(encoded.is_ok() && encoder.rejected() == 0);
+    assert!(encoded.is_ok());
 
     let mut streams = c.benchmark_group("stream");
     streams
@@ -105,7 +105,9 @@ fn s2(c: &mut Criterion) {
     let mut words = Vec::new();
     let mut state = 7u64;
     while words.len() < FRAME_SIZE {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
         let word = (state >> 52).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 24;
         let _ = std::io::Write::write_fmt(&mut words, format_args!("\"{word:x}\","));
     }

@@ -12,13 +12,21 @@ const MARGIN: usize = 16;
 /// Longest input: positions are 32 bits, and the server's writer uses 1 MiB.
 pub const MAX_INPUT: usize = 4 << 20;
 
-/// The positions of what was seen, by hash. Kept from one block to the next to save its allocation.
+/// What the encoder needs besides its input, kept from one block to the next.
 #[derive(Debug)]
-pub struct Table(Box<[u32; TABLE]>);
+pub struct Table {
+    /// The positions of what was seen, by hash.
+    slots: Box<[u32; TABLE]>,
+    /// The elements in the making; never shrinks, since clearing it takes time.
+    elements: Vec<u8>,
+}
 
 impl Default for Table {
     fn default() -> Self {
-        Self(vec![0; TABLE].try_into().unwrap_or_else(|_| Box::new([0; TABLE])))
+        Self {
+            slots: Box::new([0; TABLE]),
+            elements: Vec::new(),
+        }
     }
 }
 
@@ -72,7 +80,11 @@ struct Out<'a> {
 impl Out<'_> {
     /// Writes 8 bytes, of which the first `len` count.
     fn put(&mut self, bytes: u64, len: usize) {
-        if let Some(to) = self.dst.get_mut(self.at..).and_then(<[u8]>::first_chunk_mut) {
+        if let Some(to) = self
+            .dst
+            .get_mut(self.at..)
+            .and_then(<[u8]>::first_chunk_mut)
+        {
             *to = bytes.to_le_bytes();
         }
         self.at += len;
@@ -93,7 +105,10 @@ impl Out<'_> {
         // Most literals are short: 16 bytes at once, where there is room, are faster than a few.
         if n <= 16
             && let Some(bytes) = src.get(from..).and_then(<[u8]>::first_chunk::<16>)
-            && let Some(to) = self.dst.get_mut(self.at..).and_then(<[u8]>::first_chunk_mut)
+            && let Some(to) = self
+                .dst
+                .get_mut(self.at..)
+                .and_then(<[u8]>::first_chunk_mut)
         {
             *to = *bytes;
         } else if let (Some(to), Some(bytes)) =
@@ -146,26 +161,27 @@ pub fn compress(src: &[u8], table: &mut Table, limit: usize, out: &mut Vec<u8>) 
     if src.len() > MAX_INPUT {
         return false;
     }
-    let start = out.len();
-    super::super::bytes::put_uvarint(out, src.len() as u64);
-    let body = out.len();
-    out.resize(body + bound(src.len()), 0);
-    let used = elements(src, table, out.get_mut(body..).unwrap_or_default());
-    if used > limit {
-        out.truncate(start);
-        return false;
+    if table.elements.len() < bound(src.len()) {
+        table.elements.resize(bound(src.len()), 0);
     }
-    out.truncate(body + used);
+    let used = elements(src, &mut table.slots, &mut table.elements);
+    let Some(made) = table.elements.get(..used).filter(|_| used <= limit) else {
+        return false;
+    };
+    super::super::bytes::put_uvarint(out, src.len() as u64);
+    out.extend_from_slice(made);
     true
 }
 
-fn elements(src: &[u8], table: &mut Table, dst: &mut [u8]) -> usize {
-    let table = &mut *table.0;
+fn elements(src: &[u8], table: &mut [u32; TABLE], dst: &mut [u8]) -> usize {
     table.fill(0);
     let mut out = Out { dst, at: 0 };
     let limit = src.len().saturating_sub(MARGIN);
     let (mut s, mut lit, mut repeat) = (1usize, 0usize, 0usize);
-    #[expect(clippy::indexing_slicing, reason = "slot() is below the table's length")]
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "slot() is below the table's length"
+    )]
     'outer: while s < limit {
         // Look for a match, the farther apart the longer there was none.
         let mut candidate;
@@ -178,7 +194,8 @@ fn elements(src: &[u8], table: &mut Table, dst: &mut [u8]) -> usize {
             table[h1] = (s + 1) as u32;
             if repeat > 0 && (v >> 8) as u32 == load32(src, s + 1 - repeat) {
                 let mut from = s + 1;
-                while from > lit && from > repeat && src.get(from - 1) == src.get(from - 1 - repeat) {
+                while from > lit && from > repeat && src.get(from - 1) == src.get(from - 1 - repeat)
+                {
                     from -= 1;
                 }
                 out.literal(src, lit, from);
@@ -233,4 +250,123 @@ fn elements(src: &[u8], table: &mut Table, dst: &mut [u8]) -> usize {
     }
     out.literal(src, lit, src.len());
     out.at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::block::decode_block;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Encodes, decodes here and elsewhere; gives the block.
+    fn round(raw: &[u8], table: &mut Table) -> Vec<u8> {
+        let mut block = Vec::new();
+        assert!(compress(raw, table, usize::MAX, &mut block));
+        let mut out = Vec::new();
+        assert_eq!(decode_block(&block, &mut out, raw.len()), Ok(raw.len()));
+        assert!(out == raw, "{} bytes", raw.len());
+        assert!(minlz::s2::decode(&block).unwrap() == raw);
+        block
+    }
+
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, n: usize) -> usize {
+            self.0 = self
+                .0
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((self.0 >> 33) as usize) % n
+        }
+    }
+
+    #[test]
+    fn every_length_and_offset_of_a_copy() {
+        let mut table = Table::default();
+        let mut r = Random(1);
+        let noise: Vec<u8> = (0..200_000).map(|_| r.below(256) as u8).collect();
+        for offset in [
+            1, 2, 3, 7, 8, 100, 2047, 2048, 2049, 65_535, 65_536, 65_537, 150_000,
+        ] {
+            for len in (4..80).chain([
+                255, 259, 263, 264, 323, 324, 400, 65_000, 65_795, 65_860, 66_000, 140_000,
+            ]) {
+                // What was `offset` bytes before comes again, between bytes that do not match.
+                let mut raw = noise[..offset.max(16)].to_vec();
+                let from = raw.len() - offset;
+                for i in 0..len {
+                    raw.push(raw[from + i]);
+                }
+                raw.extend_from_slice(&noise[150_000..150_040]);
+                round(&raw, &mut table);
+            }
+        }
+        // A long run is a copy with repeats.
+        for len in [70_000usize, 1 << 20, MAX_INPUT] {
+            let block = round(&vec![7; len], &mut table);
+            assert!(block.len() < 60, "{len}: {}", block.len());
+        }
+    }
+
+    #[test]
+    fn every_short_input() {
+        let mut table = Table::default();
+        let mut r = Random(2);
+        for len in 0..200 {
+            for kinds in [1, 2, 3, 256] {
+                let raw: Vec<u8> = (0..len).map(|_| r.below(kinds) as u8).collect();
+                round(&raw, &mut table);
+            }
+        }
+    }
+
+    #[test]
+    fn what_does_not_fit_the_limit_leaves_nothing() {
+        let (mut table, mut out) = (Table::default(), b"before".to_vec());
+        assert!(!compress(
+            &[1, 2, 3, 4, 5, 6, 7, 8],
+            &mut table,
+            8,
+            &mut out
+        ));
+        assert!(!compress(
+            &vec![0; MAX_INPUT + 1],
+            &mut table,
+            usize::MAX,
+            &mut out
+        ));
+        assert_eq!(out, b"before");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(300))]
+
+        // Pieces of earlier content, edited a little, between new bytes: what a log or a queue looks like.
+        #[test]
+        fn texts_that_quote_themselves(seed in any::<u64>(), kinds in 2usize..=256, pieces in 1usize..400) {
+            let mut r = Random(seed);
+            let n = r.below(100) + 1;
+            let mut raw: Vec<u8> = (0..n).map(|_| r.below(kinds) as u8).collect();
+            for _ in 0..pieces {
+                if r.below(3) == 0 {
+                    let n = r.below(60);
+                    raw.extend((0..n).map(|_| r.below(kinds) as u8));
+                } else {
+                    let from = r.below(raw.len());
+                    let bits = r.below(13);
+                    let n = r.below(1 << bits) + 1;
+                    for i in 0..n {
+                        raw.push(raw[from + i]);
+                    }
+                    if r.below(2) == 0 {
+                        let at = raw.len() - 1 - r.below(n);
+                        raw[at] ^= 1 << r.below(8);
+                    }
+                }
+            }
+            raw.truncate(1 << 20);
+            round(&raw, &mut Table::default());
+        }
+    }
 }
