@@ -348,8 +348,8 @@ func (r Restoring) adaptConsumer(w, g *Consumer, messages []Message, first uint6
 	r.adaptConfig(w.Config, g.Config)
 	r.adaptCreated(&w.Created, g.Created, true)
 	// A server that restores NATSARC1 takes no ack floor from before the first message.
-	if start, _ := w.Config["opt_start_seq"].(float64); r.How == "v2" && w.Delivered.Consumer > 0 {
-		w.AckFloor.Stream = max(w.AckFloor.Stream, uint64(max(start, float64(first)))-1)
+	if start, _ := w.Config["opt_start_seq"].(float64); r.How == "v2" && g.AckFloor.Stream == uint64(max(start, float64(first), 1))-1 {
+		w.AckFloor.Stream = max(w.AckFloor.Stream, g.AckFloor.Stream)
 	}
 	if w.Delivered.Consumer == 0 {
 		// Until 2.12 a consumer that never delivered tells no ack floor until its first restart, which works it out.
