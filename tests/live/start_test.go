@@ -224,13 +224,7 @@ func restoreFixture(t *testing.T, f *Fixture, form storeForm) (string, Truth, Op
 		must(t, os.WriteFile(keyFile, []byte(o.Key+"\n"), 0o600))
 		args = append(args, "--out-key-file", keyFile, "--out-cipher", form.cipher)
 	}
-	want := Truth{}
-	for account, streams := range f.Truth {
-		want[account] = map[string]*Stream{}
-		for name, st := range streams {
-			want[account][name] = st.clone()
-		}
-	}
+	want := f.Truth.clone()
 	if form.rename {
 		account, name := slices.Sorted(maps.Keys(want))[0], ""
 		for _, n := range slices.Sorted(maps.Keys(want[account])) {
