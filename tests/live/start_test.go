@@ -49,8 +49,8 @@ func TestRestoredStoresStart(t *testing.T) {
 	for i, fixture := range FixtureNames(t) {
 		for j, v := range servers {
 			for k, form := range storeForms {
-				// Each fixture comes to two servers, and each form to each server.
-				if !everyPair() && !((i+2*j+3*(i/len(servers)))%len(servers) < 2 && k == (i+j*3)%len(storeForms)) {
+				// Each fixture comes to two servers, each form to each server.
+				if !everyPair() && !(k == (i+2*j)%len(storeForms) && (i+j)%len(servers) < 3) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%s/%s-on-%s", fixture, form.name, v), func(t *testing.T) {
@@ -87,8 +87,17 @@ func testRestoredStoreStarts(t *testing.T, fixture string, form storeForm, v Ver
 	if v.Before(2, 14, 0) {
 		allowed = append(allowed, sourcingConsumer)
 	}
+	// What a server before 2.10 notes of a source in a message names no filter. What it means is the server's to say.
+	if f.Version.Before(2, 10, 0) {
+		allowed = append(allowed, oldSourceHeaders)
+	}
 	s := StartServer(t, v, store, o)
 	got := readRestored(t, s)
+	raced := r.raced(t, s)
+	if raced {
+		allowed = append(allowed, workQueueRace)
+		withoutQueues(want, got)
+	}
 	report(t, "started", CompareRestored(want, got, r))
 	publishOne(t, s, got)
 	time.Sleep(300 * time.Millisecond) // mirrors and sources follow
@@ -98,17 +107,14 @@ func testRestoredStoreStarts(t *testing.T, fixture string, form storeForm, v Ver
 
 	s = StartServer(t, v, store, o)
 	again := readRestored(t, s)
-	// Until 2.9 the source consumer of an early stream may come before the consumers of a work queue, which are then
-	// refused; that has nothing to do with how the store was made.
-	if refused := workQueueRace.FindStringSubmatch(s.Log()); v.Before(2, 10, 0) && refused != nil {
-		for _, streams := range got {
-			for _, st := range streams {
-				if st.Config["retention"] == "workqueue" {
-					delete(st.Consumers, refused[1])
-				}
-			}
-		}
+	if r.raced(t, s) || raced {
 		allowed = append(allowed, workQueueRace)
+		withoutQueues(got, again)
+	}
+	for account, streams := range again {
+		for name, st := range streams {
+			follow(got[account][name], st)
+		}
 	}
 	report(t, "restarted", Compare(got, again, Rules{Version: v, Ended: time.Now(), Restarted: true}))
 	s.Stop()
@@ -128,7 +134,34 @@ func testRestoredStoreStarts(t *testing.T, fixture string, form storeForm, v Ver
 	quiet(t, s, "start without a scan", allowed...)
 }
 
-var workQueueRace = regexp.MustCompile(`Error adding consumer "(\w+)": multiple non-filtered consumers not allowed on workqueue stream`)
+var (
+	workQueueRace    = regexp.MustCompile(`Error adding consumer "\w*": multiple non-filtered consumers not allowed on workqueue stream`)
+	oldSourceHeaders = regexp.MustCompile(`Filestore \[SOURCED\] Sourcing state is outdated; attempting to recover using backward scan`)
+)
+
+// raced tells whether a server has refused a consumer of a work queue. Until 2.9 the source consumer of another
+// stream may come first at a start, and the queue's own is then one too many: that has nothing to do with how the
+// store was made.
+func (r Restoring) raced(t *testing.T, s *Server) bool {
+	if !r.To.Before(2, 10, 0) || !workQueueRace.MatchString(s.Log()) {
+		return false
+	}
+	t.Log("the server refused a consumer of its own work queue")
+	return true
+}
+
+// withoutQueues leaves out the consumers of work queues.
+func withoutQueues(both ...Truth) {
+	for _, truth := range both {
+		for _, streams := range truth {
+			for _, st := range streams {
+				if st.Config["retention"] == "workqueue" {
+					st.Consumers = map[string]*Consumer{}
+				}
+			}
+		}
+	}
+}
 
 // TestScanLosesDamaged: the measure of the test above. A server that has to scan a damaged block drops it or cuts it.
 func TestScanLosesDamaged(t *testing.T) {
@@ -191,13 +224,7 @@ func restoreFixture(t *testing.T, f *Fixture, form storeForm) (string, Truth, Op
 		must(t, os.WriteFile(keyFile, []byte(o.Key+"\n"), 0o600))
 		args = append(args, "--out-key-file", keyFile, "--out-cipher", form.cipher)
 	}
-	want := Truth{}
-	for account, streams := range f.Truth {
-		want[account] = map[string]*Stream{}
-		for name, st := range streams {
-			want[account][name] = st.clone()
-		}
-	}
+	want := f.Truth.clone()
 	if form.rename {
 		account, name := slices.Sorted(maps.Keys(want))[0], ""
 		for _, n := range slices.Sorted(maps.Keys(want[account])) {
@@ -263,6 +290,10 @@ func publishOne(t *testing.T, s *Server, truth Truth) {
 			st := truth[account][name]
 			subjects, _ := st.Config["subjects"].([]any)
 			if len(subjects) == 0 || st.Config["retention"] == "interest" || st.Config["allow_msg_counter"] == true {
+				continue
+			}
+			// 2.10 loses the first message of an encrypted stream that was empty at a start, also in a store of its own.
+			if s.Opts.Key != "" && st.State.LastSeq == 0 && s.Version.Before(2, 11, 0) && !s.Version.Before(2, 10, 0) {
 				continue
 			}
 			subject := strings.NewReplacer(">", "one.more", "*", "more").Replace(subjects[0].(string))
