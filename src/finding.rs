@@ -87,6 +87,8 @@ codes! {
     ConfigUnknownKey = "config_unknown_key", Warning, "newer servers take the stream offline at start because of it";
     /// A configuration that some server lines do not load (API level, replicas on a standalone server…).
     ConfigUnsupported = "config_unsupported", Note, "start it with a server that supports it";
+    /// A file of a configuration backup is damaged or does not fit the others.
+    ConfigBackup = "config_backup", Error, "do not restore it; take the configuration from the store, or from another backup";
 
     // Blocks.
     /// A record's hash does not match its bytes.

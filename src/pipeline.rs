@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::mpsc::{channel, sync_channel};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// How many threads to use, and the pool they come from.
@@ -145,6 +146,79 @@ pub fn ordered<S, T: Send>(
     });
 }
 
+/// As [`ordered`], for items that are made one after the other by `produce`, which hands each to the
+/// function it is given and stops when that says `Break`.
+///
+/// The workers are threads of their own, so `produce` may use the pool.
+pub fn fed<I: Send, T: Send>(
+    threads: &Threads,
+    work: impl Fn(I) -> T + Sync,
+    mut sink: impl FnMut(T) -> ControlFlow<()>,
+    produce: impl FnOnce(&mut dyn FnMut(I) -> ControlFlow<()>),
+) {
+    if threads.count <= 1 {
+        produce(&mut |item| sink(work(item)));
+        return;
+    }
+    let window = threads.count + 2;
+    let (items, queue) = sync_channel::<(usize, I)>(window);
+    let (done, results) = channel::<(usize, T)>();
+    let queue = Mutex::new(queue);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.count {
+            let (done, queue, work) = (done.clone(), &queue, &work);
+            scope.spawn(move || {
+                loop {
+                    let next = lock(queue).recv();
+                    let Ok((i, item)) = next else { return };
+                    if done.send((i, work(item))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(done);
+        let mut ready: BTreeMap<usize, T> = BTreeMap::new();
+        let (mut fed, mut sunk) = (0usize, 0usize);
+        let mut over = false;
+        let mut take = |result: (usize, T), sunk: &mut usize| {
+            ready.insert(result.0, result.1);
+            while let Some(next) = ready.remove(sunk) {
+                *sunk += 1;
+                over = over || sink(next).is_break();
+            }
+            if over {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            }
+        };
+        produce(&mut |item| {
+            while fed - sunk >= window {
+                // Every worker gone means that one has panicked, which the scope passes on.
+                let Ok(result) = results.recv() else {
+                    return ControlFlow::Break(());
+                };
+                take(result, &mut sunk)?;
+            }
+            if items.send((fed, item)).is_err() {
+                return ControlFlow::Break(());
+            }
+            fed += 1;
+            while let Ok(result) = results.try_recv() {
+                take(result, &mut sunk)?;
+            }
+            ControlFlow::Continue(())
+        });
+        drop(items);
+        for result in results {
+            if take(result, &mut sunk).is_break() {
+                break;
+            }
+        }
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,5 +264,38 @@ mod tests {
             },
         );
         assert_eq!(got, 10);
+    }
+
+    #[test]
+    fn what_is_fed_comes_out_in_order_and_can_be_stopped() {
+        for n in [1, 2, 5] {
+            let threads = Threads::new(n).unwrap();
+            for stop_at in [usize::MAX, 10] {
+                let (mut got, mut offered) = (Vec::new(), 0);
+                fed(
+                    &threads,
+                    |i: usize| i * 2,
+                    |r| {
+                        got.push(r);
+                        if got.len() == stop_at {
+                            ControlFlow::Break(())
+                        } else {
+                            ControlFlow::Continue(())
+                        }
+                    },
+                    |feed| {
+                        for i in 0..1000 {
+                            offered += 1;
+                            if feed(i).is_break() {
+                                break;
+                            }
+                        }
+                    },
+                );
+                let want = stop_at.min(1000);
+                assert_eq!(got, (0..want).map(|i| i * 2).collect::<Vec<_>>());
+                assert!(offered <= want + n + 3, "{offered}");
+            }
+        }
     }
 }

@@ -42,6 +42,8 @@ fn check_dir(path: &Path, keys: Option<&str>) -> Vec<Found> {
         live: false,
         json: false,
         style: Default::default(),
+        metrics: None,
+        stop: Default::default(),
         out: &mut out,
         monitor: &jetsam::verbs::Silent,
     };

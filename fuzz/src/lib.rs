@@ -105,6 +105,7 @@ pub fn run(
         style: Default::default(),
         out: &mut out,
         monitor: &Silent,
+        metrics: None,
         stop: Default::default(),
     };
     let exit = verb(&mut ctx);

@@ -85,6 +85,10 @@ pub struct Global {
     /// No progress and no warnings.
     #[arg(short, long, global = true, help_heading = "Output")]
     pub quiet: bool,
+    /// Note how the run went in a file for Prometheus's node_exporter (`backup`, `check`,
+    /// `restore`).
+    #[arg(long, value_name = "FILE", global = true, value_hint = ValueHint::FilePath, help_heading = "Output")]
+    pub metrics: Option<PathBuf>,
     /// Colours.
     #[arg(
         long,
@@ -174,11 +178,25 @@ pub enum Verb {
         #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
         sources: Vec<PathBuf>,
     },
-    /// Archive streams of a stopped server: backup directories that `nats stream restore` takes.
+    /// Archive streams of a stopped server, for `nats stream restore`.
     #[command(
         after_help = "With one stream (-s, or a stream directory as SOURCE) DEST gets backup.json and stream.tar.s2; with an\naccount (-a, or an account directory) DEST/STREAM/..., else DEST/ACCOUNT/STREAM/...\n\nExamples:\n  jetsam backup /data/nats /backup/ORDERS -s ORDERS\n  jetsam backup /data/nats /backup/last-night\n  nats stream restore /backup/ORDERS"
     )]
     Backup(BackupArgs),
+    /// Put streams from any source into a stopped server's store.
+    #[command(
+        after_help = "Everything is looked at before anything is written; a stream is there whole or not at all.\n\nExamples:\n  jetsam restore /backup/ORDERS /data/nats\n  jetsam restore /backup/last-night /data/nats --dry-run\n  jetsam restore /old/nats /data/nats -s ORDERS --rename ORDERS_OLD --replicas 1\n  jetsam restore /backup/ORDERS /data/nats --out-key-file /run/secrets/js.key --out-cipher aes"
+    )]
+    Restore(Box<RestoreArgs>),
+    /// Configurations of streams and consumers, without messages.
+    #[command(
+        after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/config --plain && nats stream add --config /backup/config/stream_ORDERS.json"
+    )]
+    Config {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
     /// Compare two sources message by message.
     #[command(
         after_help = "Examples:\n  jetsam diff /data/nats /backup/nats-account\n  jetsam diff n0/store n1/store -s ORDERS --json"
@@ -202,6 +220,36 @@ pub enum Verb {
     Man {
         /// A verb.
         verb: Option<String>,
+    },
+}
+
+/// What `config` does.
+#[derive(Debug, Subcommand)]
+pub enum ConfigAction {
+    /// Write each configuration to a file: stream_S.json, stream_S_consumer_C.json.
+    #[command(
+        after_help = "The files have the checksummed form of the old `nats backup`. With several accounts they are in DIR/ACCOUNT.\n\nExamples:\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/plain --plain -a ACME\n  nats stream add --config /backup/plain/stream_ORDERS.json"
+    )]
+    Backup {
+        /// Store, account, stream or backup directory, an archive, or a directory of such files.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
+        /// Where the files go; new, or empty.
+        #[arg(value_hint = ValueHint::DirPath)]
+        dir: PathBuf,
+        /// Write the configurations alone, as `nats stream add --config` and `nats consumer add --config` take
+        /// them.
+        #[arg(long)]
+        plain: bool,
+    },
+    /// Show configurations; of a directory of such files, verify the checksums.
+    #[command(
+        after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config show /backup/config --json"
+    )]
+    Show {
+        /// Store, account, stream or backup directory, an archive, or what `config backup` wrote.
+        #[arg(value_hint = ValueHint::AnyPath)]
+        source: PathBuf,
     },
 }
 
@@ -241,6 +289,103 @@ pub struct BackupArgs {
     /// Archive what can be proven of a damaged stream, instead of refusing it.
     #[arg(long)]
     pub salvage: bool,
+}
+
+/// The ciphers of servers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum CipherName {
+    /// XChaCha20, the servers' default.
+    Chacha,
+    /// AES-256.
+    Aes,
+}
+
+impl From<CipherName> for crate::format::crypt::Cipher {
+    fn from(c: CipherName) -> Self {
+        match c {
+            CipherName::Chacha => Self::ChaCha,
+            CipherName::Aes => Self::Aes,
+        }
+    }
+}
+
+/// How a store directory that is written is encrypted.
+#[derive(Debug, Args)]
+pub struct OutKey {
+    /// File with the key for the new store; one newline at its end is ignored.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Keys")]
+    pub out_key_file: Option<PathBuf>,
+    /// Environment variable with the key for the new store.
+    #[arg(
+        long,
+        value_name = "NAME",
+        conflicts_with = "out_key_file",
+        help_heading = "Keys"
+    )]
+    pub out_key_env: Option<String>,
+    /// Cipher of the new store [default: the source's, else chacha].
+    #[arg(long, value_name = "CIPHER", help_heading = "Keys")]
+    pub out_cipher: Option<CipherName>,
+    /// Write plaintext even where the source is encrypted.
+    #[arg(long, conflicts_with_all = ["out_key_file", "out_key_env", "out_cipher"], help_heading = "Keys")]
+    pub decrypt: bool,
+}
+
+/// Options of `restore`.
+#[derive(Debug, Args)]
+pub struct RestoreArgs {
+    /// An archive, backup directory, or any other source.
+    #[arg(value_name = "ARCHIVE", value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+    /// The store directory of a stopped server, or a new, empty place.
+    #[arg(value_name = "STORE_DIR", value_hint = ValueHint::DirPath)]
+    pub dest: PathBuf,
+    /// Restore into this account [default: the source's, else $G].
+    #[arg(long, value_name = "NAME")]
+    pub to_account: Option<String>,
+    /// Give the stream another name.
+    #[arg(long, value_name = "NEW")]
+    pub rename: Option<String>,
+    /// Number of replicas of the stream and, at most, of its consumers.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=5))]
+    pub replicas: Option<i64>,
+    /// File with another configuration (StreamConfig, JSON).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Leave consumers out.
+    #[arg(long)]
+    pub no_consumers: bool,
+    /// Set an existing stream aside, beside jetstream/; it is never deleted.
+    #[arg(long)]
+    pub replace: bool,
+    /// Limit for all streams there together, as the server's max_file: 10G, 500M.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub max_file: Option<u64>,
+    /// Only say what would be done.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Restore what can be proven of a damaged source, instead of refusing it.
+    #[arg(long)]
+    pub salvage: bool,
+    /// Encryption of the new store.
+    #[command(flatten)]
+    pub out: OutKey,
+}
+
+/// A size as servers read it: bytes, or with K, M, G, T (1024).
+fn size(text: &str) -> Result<u64, String> {
+    let bad = || format!("{text:?} is no size such as 500M or 10G");
+    let upper = text.to_ascii_uppercase();
+    let clean = upper.trim_end_matches("IB").trim_end_matches('B');
+    let (number, shift) = match clean.as_bytes().last() {
+        Some(b'K') => (clean.trim_end_matches('K'), 10),
+        Some(b'M') => (clean.trim_end_matches('M'), 20),
+        Some(b'G') => (clean.trim_end_matches('G'), 30),
+        Some(b'T') => (clean.trim_end_matches('T'), 40),
+        _ => (clean, 0),
+    };
+    let number: u64 = number.parse().map_err(|_| bad())?;
+    number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
 /// Options of `view`.

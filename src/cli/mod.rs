@@ -8,8 +8,9 @@ use crate::pipeline::Threads;
 use crate::source::OpenOptions;
 use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
-use args::{Cli, Global, Verb, When};
+use args::{Cli, ConfigAction, Global, Verb, When};
 use clap::{CommandFactory as _, Parser as _};
+use serde_json::{Map, Value};
 use std::ffi::OsStr;
 use std::io::{self, BufWriter, IsTerminal as _, Read as _, Write};
 use std::path::Path;
@@ -19,6 +20,8 @@ use std::sync::atomic::AtomicBool;
 
 const KEY_ENV: &str = "JETSAM_KEY";
 const PREV_KEY_ENV: &str = "JETSAM_PREV_KEY";
+/// Ceiling for a configuration file.
+const CONFIG_CEILING: u64 = 16 << 20;
 /// No server key is longer.
 const KEY_CEILING: u64 = 64 << 10;
 
@@ -142,6 +145,13 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         }
         _ => {}
     }
+    let measured = matches!(
+        cli.verb,
+        Verb::Backup(_) | Verb::Check { .. } | Verb::Restore(_)
+    );
+    if g.metrics.is_some() && !measured {
+        return Err(Failure::Usage("--metrics is for backup, check and restore".into()).into());
+    }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
         previous: key(
@@ -168,6 +178,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         live: g.live,
         json: g.json,
         style,
+        metrics: g.metrics,
         stop: Arc::default(),
         out,
         monitor: &monitor,
@@ -220,14 +231,69 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             };
             verbs::backup::run(ctx, &b.source, &b.dest, &options)
         }
+        Verb::Restore(r) => {
+            stop_on_signals(&ctx.stop)?;
+            let out_key = match (&r.out.out_key_file, &r.out.out_key_env) {
+                (None, None) => None,
+                (file, env) => key(file.as_deref(), env.as_deref(), "")?,
+            };
+            if r.out.out_cipher.is_some() && out_key.is_none() && ctx.keys.is_empty() {
+                let why = "--out-cipher needs --out-key-file or --out-key-env";
+                return Err(Failure::Usage(why.into()).into());
+            }
+            let options = verbs::restore::Options {
+                to_account: r.to_account,
+                rename: r.rename,
+                replicas: r.replicas,
+                config: r.config.as_deref().map(stream_config).transpose()?,
+                no_consumers: r.no_consumers,
+                replace: r.replace,
+                max_file: r.max_file,
+                dry_run: r.dry_run,
+                salvage: r.salvage,
+                out_key,
+                out_cipher: r.out.out_cipher.map(Into::into),
+                decrypt: r.out.decrypt,
+            };
+            verbs::restore::run(ctx, &r.source, &r.dest, &options)
+        }
+        Verb::Config {
+            action: ConfigAction::Show { source },
+        } => verbs::config::show(ctx, &source),
+        Verb::Config {
+            action: ConfigAction::Backup { source, dir, plain },
+        } => {
+            stop_on_signals(&ctx.stop)?;
+            verbs::config::backup(ctx, &source, &dir, plain)
+        }
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;
     Ok(exit)
 }
 
+/// A stream's configuration from a file: a StreamConfig, or an object that has one as `config`, as
+/// `nats stream info --json` and `backup.json` do.
+fn stream_config(path: &Path) -> Result<Map<String, Value>, Stop> {
+    let failed = |why: String| Stop::Failure(Failure::Usage(format!("{}: {why}", path.display())));
+    let file = std::fs::File::open(path).map_err(|e| failed(e.to_string()))?;
+    let mut bytes = Vec::new();
+    file.take(CONFIG_CEILING)
+        .read_to_end(&mut bytes)
+        .map_err(|e| failed(e.to_string()))?;
+    let mut config: Map<String, Value> =
+        serde_json::from_slice(&bytes).map_err(|e| failed(e.to_string()))?;
+    if let Some(Value::Object(inner)) = config.remove("config") {
+        config = inner;
+    }
+    Ok(config)
+}
+
 /// Interrupted, a verb that writes cleans up and ends; interrupted again, it ends at once.
 fn stop_on_signals(stop: &Arc<AtomicBool>) -> Result<(), Stop> {
-    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
+    // A file over the limit is then an error of the write, which is told and cleaned up after.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())
+        .map_err(|e| Failure::Usage(format!("signals: {e}")))?;
     for signal in [SIGINT, SIGTERM] {
         let interrupted = i32::from(Exit::Interrupted as u8);
         signal_hook::flag::register_conditional_shutdown(signal, interrupted, stop.clone())

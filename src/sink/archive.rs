@@ -7,10 +7,14 @@ use super::outgoing::Outgoing;
 use super::{Pool, SinkError, Written};
 use crate::finding::Severity;
 use crate::format::backup_json::StreamState;
+use crate::format::o_dat::ConsumerState;
+use crate::format::record::encoded_len;
 use crate::format::s2::{self, Encoder, FRAME_SIZE};
 use crate::format::{Fault, archive_v2, o_dat, tar};
+use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use crate::time::rfc3339_or_zero;
+use serde_json::Value;
 use std::fs::File;
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -44,6 +48,40 @@ pub fn api_state(out: &Outgoing<'_>) -> StreamState {
     }
 }
 
+/// The state of what can be proven of a damaged stream: what an archive of it holds.
+pub fn proven_state(out: &Outgoing<'_>, pass: &Pass<'_>) -> StreamState {
+    let mut claim = api_state(out);
+    let (mut messages, mut bytes, mut first) = (0u64, 0u64, None);
+    let mut subjects = SubjectMap::new();
+    pass.run(
+        || (0u64, None, SubjectMap::new()),
+        |(bytes, first, subjects), m| {
+            let len = encoded_len(m.subject.len(), m.headers.len(), m.payload.len());
+            *bytes = bytes.saturating_add(len);
+            first.get_or_insert((m.seq, m.ts));
+            *subjects.value_mut(m.subject) += 1;
+            ControlFlow::Continue(())
+        },
+        |(len, begins, of_block)| {
+            bytes = bytes.saturating_add(len);
+            first = first.or(begins);
+            for (subject, count) in of_block.iter() {
+                messages = messages.saturating_add(count);
+                *subjects.value_mut(subject) += count;
+            }
+            ControlFlow::Continue(())
+        },
+    );
+    let (first_seq, first_ts) = first.unwrap_or((claim.last_seq.saturating_add(1), 0));
+    // A gap before the first message is no gap: the stream begins with it.
+    (claim.first_seq, claim.first_ts) = (first_seq, rfc3339_or_zero(first_ts));
+    (claim.messages, claim.bytes) = (messages, bytes);
+    claim.num_subjects = Some(subjects.len() as u64);
+    let sequences = claim.last_seq.saturating_add(1).saturating_sub(first_seq);
+    claim.num_deleted = Some(sequences.saturating_sub(messages));
+    claim
+}
+
 /// Encodes `raw` as frames.
 fn frames(encoder: &mut Encoder, raw: &[u8], out: &mut Vec<u8>) -> Result<(), SinkError> {
     for piece in raw.chunks(FRAME_SIZE) {
@@ -67,6 +105,18 @@ fn member(out: &mut Vec<u8>, name: &str, data: &[u8], now: i64) -> Result<(), Si
     Ok(())
 }
 
+/// Raises the ack floor of a state to `floor`, before which there is nothing to acknowledge. A server that
+/// restores NATSARC1 makes the consumer with that ack floor, and then ignores a state with a lower one.
+fn raise(state: &mut ConsumerState, floor: u64) {
+    if *state == ConsumerState::default() || state.ack_floor.stream >= floor {
+        return;
+    }
+    state.ack_floor.stream = floor;
+    state.delivered.stream = state.delivered.stream.max(floor);
+    state.pending.retain(|seq, _| *seq > floor);
+    state.redelivered.retain(|seq, _| *seq > floor);
+}
+
 /// What a worker hands to the writer.
 struct Piece {
     frames: Vec<u8>,
@@ -76,11 +126,13 @@ struct Piece {
     last_seq: u64,
 }
 
-/// Writes an archive of the messages of `pass` to `file`, which is at `path`. Refuses damage unless
-/// `salvage`: then it holds what could be proven.
+/// Writes an archive of the messages of `pass` to `file`, which is at `path`. Refuses a pass that does
+/// not bring the messages of `claim`, and damage; with `salvage`, damage is no reason.
+#[expect(clippy::too_many_arguments, reason = "one caller")]
 pub fn write(
     format: Format,
     out: &Outgoing<'_>,
+    claim: &StreamState,
     pass: &Pass<'_>,
     salvage: bool,
     file: &mut File,
@@ -104,10 +156,13 @@ pub fn write(
         }
         Format::V2 => {
             head.extend_from_slice(archive_v2::MAGIC);
-            archive_v2::put_state(&mut head, now, &api_state(out));
+            archive_v2::put_state(&mut head, now, claim);
             for c in &out.consumers {
                 let mut state = c.state.clone().unwrap_or_default();
                 archive_v2::clip(&mut state, out.state.last_seq);
+                let start = c.meta.get("opt_start_seq").and_then(Value::as_u64);
+                let first = start.unwrap_or(0).max(out.state.first_seq);
+                raise(&mut state, first.saturating_sub(1));
                 archive_v2::put_consumer(&mut head, now, &c.name, &c.meta.config, &state);
             }
         }
@@ -203,11 +258,11 @@ pub fn write(
         return Err(e);
     }
     let damaged = findings.iter().any(|f| f.severity == Severity::Error);
-    if (damaged || written.messages != out.state.msgs) && !salvage {
+    if (damaged && !salvage) || written.messages != claim.messages {
         return Err(SinkError::Damaged {
             findings,
             read: written.messages,
-            expected: out.state.msgs,
+            expected: claim.messages,
         });
     }
     written.findings = findings;
@@ -215,14 +270,15 @@ pub fn write(
     let mut tail = Vec::new();
     match format {
         Format::V1 => {
-            if let Some(block) = last_sequence(
+            if let Some((block, idx)) = last_sequence(
                 out.state,
                 last_live,
                 last_number.saturating_add(1),
                 &out.name,
             ) {
-                let name = format!("msgs/{}.blk", block.entry.index);
-                member(&mut tail, &name, &block.bytes, now)?;
+                let n = block.entry.index;
+                member(&mut tail, &format!("msgs/{n}.idx"), &idx, now)?;
+                member(&mut tail, &format!("msgs/{n}.blk"), &block.bytes, now)?;
             }
             for c in &out.consumers {
                 let (inf, sum) = out.consumer_meta(c);

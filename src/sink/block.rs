@@ -6,16 +6,21 @@
 //! they are where neither the stream's name nor the number changes, and written anew otherwise.
 //!
 //! The stream's last sequence, if it is a deleted one, is kept by a *skip* record in a block of its
-//! own, behind the others: that is how a server itself skips a sequence.
+//! own, behind the others: that is how a server itself skips a sequence. Servers before 2.10 remove
+//! a block without messages unless its `.idx` says what it is for, so that one block has an `.idx`.
+//! Later servers look at it only when they scan, and then agree.
 
 use crate::format::hash::HashKey;
+use crate::format::idx::{self, Idx};
 use crate::format::index_db::BlockEntry;
 use crate::format::record::{ERASED_BIT, NewRecord, encode};
+use crate::format::sched_db::SchedEntry;
 use crate::format::thw_db::ThwEntry;
 use crate::format::{Fault, headers};
 use crate::state::StreamState;
 use crate::state::subjects::SubjectMap;
 use crate::state::visit::Message;
+use crate::time::parse_rfc3339;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,10 +68,16 @@ pub struct Block {
     pub subjects: SubjectMap,
     /// Messages that expire.
     pub ttls: Vec<ThwEntry>,
+    /// Schedules for a fixed time.
+    pub fixed: Vec<SchedEntry>,
     /// The last message of each source: its sequence there and the source's identity.
     pub sources: BTreeMap<Vec<u8>, (u64, Vec<u8>)>,
     /// The first thing that could not be written.
     pub fault: Option<Fault>,
+    /// Bytes of all its records.
+    pub len: u64,
+    /// Its last 8 bytes, once it is written.
+    pub last_checksum: [u8; 8],
     key: Option<HashKey>,
 }
 
@@ -147,8 +158,22 @@ impl Block {
                 seq: m.seq,
             });
         }
-        if layout.schedules && headers::get(m.headers, b"Nats-Schedule").is_some() {
+        if layout.schedules
+            && let Some(when) = headers::get(m.headers, b"Nats-Schedule")
+        {
             self.entry.schedules = self.entry.schedules.saturating_add(1);
+            let at = when.strip_prefix(b"@at ").map(std::str::from_utf8);
+            let zone = headers::get(m.headers, b"Nats-Schedule-Time-Zone");
+            if let (Some(Ok(at)), None) = (at, zone)
+                && let Some(due) = parse_rfc3339(at)
+            {
+                let subject = m.subject.iter().copied().take(u16::MAX.into()).collect();
+                self.fixed.push(SchedEntry {
+                    subject,
+                    due,
+                    seq: m.seq,
+                });
+            }
         }
         if layout.sources
             && let Some(source) = headers::get(m.headers, b"Nats-Stream-Source")
@@ -163,15 +188,20 @@ impl Block {
         let deleted = std::mem::take(&mut self.entry.deleted);
         self.entry.set_deleted(deleted);
     }
-
-    /// The last 8 bytes.
-    pub fn checksum(&self) -> [u8; 8] {
-        self.bytes.last_chunk().copied().unwrap_or_default()
-    }
 }
 
-/// The block with number `n` that keeps the last sequence of `state`, if its last message does not.
-pub fn last_sequence(state: &StreamState, last_live: u64, n: u64, name: &str) -> Option<Block> {
+/// Body of the skip record: longer than any `.idx`. Servers before 2.10 seal an `.idx` with the same key
+/// stream as its block; what shares it is then this record, which is no secret.
+const SKIP_BODY: [u8; 96] = [0; 96];
+
+/// The block with number `n` that keeps the last sequence of `state`, if its last message does not; and
+/// its `.idx`, in plaintext.
+pub fn last_sequence(
+    state: &StreamState,
+    last_live: u64,
+    n: u64,
+    name: &str,
+) -> Option<(Block, Vec<u8>)> {
     if state.last_seq <= last_live {
         return None;
     }
@@ -181,7 +211,7 @@ pub fn last_sequence(state: &StreamState, last_live: u64, n: u64, name: &str) ->
         ts: state.last_ts,
         subject: b"",
         headers: b"",
-        payload: b"",
+        payload: &SKIP_BODY,
     };
     let mut block = Block {
         entry: BlockEntry {
@@ -194,5 +224,13 @@ pub fn last_sequence(state: &StreamState, last_live: u64, n: u64, name: &str) ->
         ..Block::default()
     };
     block.fault = encode(&mut block.bytes, &key, &record).err();
-    Some(block)
+    let idx = idx::encode(&Idx {
+        version: 1,
+        first_seq: block.entry.first,
+        last_seq: block.entry.last,
+        last_ts: state.last_ts,
+        last_checksum: block.bytes.last_chunk::<8>().copied().unwrap_or_default(),
+        ..Idx::default()
+    });
+    Some((block, idx))
 }

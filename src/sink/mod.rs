@@ -8,6 +8,7 @@ pub mod archive;
 pub mod block;
 pub mod outgoing;
 pub mod staged;
+pub mod store;
 
 use crate::finding::Finding;
 use std::io;

@@ -35,6 +35,15 @@ pub struct Outgoing<'a> {
     pub dropped: Vec<String>,
 }
 
+/// A name that can be one directory.
+pub fn is_plain_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 255
+        && name != "."
+        && name != ".."
+        && !name.contains(['/', '\\', '\0'])
+}
+
 /// Removes `a` or `a.b.c` wherever it occurs.
 fn remove(config: &mut Map<String, Value>, path: &str) {
     let Some((parents, last)) = path.rsplit_once('.') else {
@@ -66,7 +75,7 @@ fn remove(config: &mut Map<String, Value>, path: &str) {
 }
 
 /// Leaves out what servers refuse, and names it.
-fn sanitise(meta: &mut MetaInf, whose: &str, dropped: &mut Vec<String>) {
+pub fn sanitise(meta: &mut MetaInf, whose: &str, dropped: &mut Vec<String>) {
     let mut keys = meta::unknown_keys(meta);
     if meta.template_owner().is_some() {
         keys.push("template_owner".into());
@@ -93,6 +102,9 @@ impl<'a> Outgoing<'a> {
     /// A stream as it is. `None` without a configuration.
     pub fn new(stream: &'a Stream, state: &'a StreamState) -> Option<Self> {
         let mut meta = stream.meta.clone()?;
+        // NATSARC1 archives do not hold times of creation.
+        let now = || crate::time::rfc3339(crate::time::now());
+        meta.created.get_or_insert_with(now);
         let mut dropped = Vec::new();
         sanitise(&mut meta, &format!("stream {}", stream.name), &mut dropped);
         let consumers = stream
@@ -100,6 +112,7 @@ impl<'a> Outgoing<'a> {
             .iter()
             .filter_map(|c| {
                 let mut meta = c.meta.clone()?;
+                meta.created.get_or_insert_with(now);
                 sanitise(&mut meta, &format!("consumer {}", c.name), &mut dropped);
                 Some(OutConsumer {
                     name: c.name.clone(),
@@ -117,6 +130,13 @@ impl<'a> Outgoing<'a> {
             consumers,
             dropped,
         })
+    }
+
+    /// A consumer that cannot be written: its name is no file's, or another has it.
+    pub fn bad_consumer(&self) -> Option<&str> {
+        let mut names = std::collections::BTreeSet::new();
+        let mut all = self.consumers.iter().map(|c| c.name.as_str());
+        all.find(|name| !is_plain_name(name) || !names.insert(*name))
     }
 
     /// Gives it another name.

@@ -142,7 +142,9 @@ impl Tree for DirTree {
         if len > ceiling {
             return Err(ReadError::TooLarge { len, ceiling });
         }
-        buf.reserve(usize::try_from(len).unwrap_or(0).saturating_add(1));
+        // A length that no memory is there for is the file's fault, not a reason to abort.
+        buf.try_reserve(usize::try_from(len).unwrap_or(usize::MAX).saturating_add(1))
+            .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         // A file that grows meanwhile does not lead past the ceiling.
         file.take(ceiling).read_to_end(buf)?;
         Ok(Vec::new())

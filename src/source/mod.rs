@@ -1,6 +1,7 @@
 //! Where bytes come from: what a SOURCE argument is, and which streams it holds.
 
 pub mod archive;
+pub mod config_dir;
 pub mod dir;
 pub mod in_use;
 pub mod select;
@@ -8,9 +9,11 @@ pub mod tree;
 
 use crate::finding::{Code, Finding, Severity};
 use crate::format::backup_json::{self, BackupJson};
+use crate::format::meta;
 use dir::{DirTree, FileTree};
 use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tree::{Child, ChildKind, Tree};
@@ -32,6 +35,8 @@ pub enum SourceKind {
     Archive,
     /// One file of a stream.
     File,
+    /// Configurations without messages.
+    Config,
 }
 
 /// What a stream-like directory holds.
@@ -61,6 +66,8 @@ pub enum Body {
     },
     /// A NATSARC1 archive.
     Entries(Arc<archive::V2>),
+    /// Nowhere: a configuration without messages.
+    Config(Arc<config_dir::ConfiguredStream>),
 }
 
 /// One stream in a source.
@@ -99,6 +106,18 @@ pub struct Source {
     pub tree: Option<Arc<dyn Tree>>,
 }
 
+impl Source {
+    /// The path of a finding's `file`, which is relative to the source: for a source that is a file
+    /// itself, to its directory.
+    pub fn full(&self, file: &str) -> String {
+        match self.kind {
+            _ if file.is_empty() => text(&self.path),
+            SourceKind::Archive | SourceKind::File => text(&self.path.with_file_name(file)),
+            _ => text(&self.path.join(file)),
+        }
+    }
+}
+
 /// How to open a source.
 #[derive(Debug, Clone, Default)]
 pub struct OpenOptions {
@@ -108,6 +127,9 @@ pub struct OpenOptions {
     pub account: Option<String>,
     /// The stream to assume where the path does not tell (one `-s` without wildcards).
     pub stream: Option<String>,
+    /// Take a backup directory for one of configurations where it is that too: the old `nats backup --data` put an
+    /// archive beside them.
+    pub configurations: bool,
 }
 
 /// Why a source could not be opened. Nothing was done.
@@ -153,6 +175,11 @@ pub fn numbered(name: &OsStr, extension: &str) -> Option<u64> {
     let stem = name.to_str()?.strip_suffix(extension)?.strip_suffix('.')?;
     (!stem.is_empty() && stem.bytes().all(|b| b.is_ascii_digit())).then(|| stem.parse().ok())?
 }
+
+/// What the names of directories in the making begin with: jetsam's own, left by a run that was
+/// killed. Nothing in them is whole, so nothing in them is a stream or a backup. No server and no
+/// CLI uses such a name.
+pub const STAGING_PREFIX: &str = ".jetsam-";
 
 struct Finder<'a> {
     tree: Arc<dyn Tree>,
@@ -224,6 +251,7 @@ impl Finder<'_> {
             .iter()
             .filter(|c| c.kind == ChildKind::Dir)
             .map(|c| &c.name)
+            .filter(|name| !name.as_bytes().starts_with(STAGING_PREFIX.as_bytes()))
     }
 
     fn leftover(&mut self, path: &Path, detail: &str) {
@@ -291,6 +319,12 @@ impl Finder<'_> {
 
     fn streams(&mut self, dir: &Path, account: &str) {
         let children = self.list(dir);
+        for c in children.iter().filter(|c| c.kind == ChildKind::File) {
+            self.findings.push(
+                Finding::new(Code::OddName, "a file where only stream directories belong")
+                    .file(text(&join(dir, &c.name))),
+            );
+        }
         for name in Self::dirs(&children) {
             let at = join(dir, name);
             let text = name_text(name);
@@ -303,7 +337,8 @@ impl Finder<'_> {
                 self.push(account, was, Role::Deleted, &at);
                 continue;
             }
-            if self.list(&at).is_empty() {
+            // What is inside is noted when the stream is opened.
+            if self.tree.children(&at).is_ok_and(|c| c.is_empty()) {
                 self.findings.push(
                     Finding::new(Code::OddName, "an empty stream directory")
                         .stream(account, &text)
@@ -330,6 +365,26 @@ impl Finder<'_> {
         for name in Self::dirs(&children) {
             self.push(account, &name_text(name), Role::RaftGroup, &join(dir, name));
         }
+    }
+
+    fn configurations(&mut self, path: &Path) -> Result<(), OpenError> {
+        let found = config_dir::read_config_dir(path)?;
+        self.findings.extend(found.findings);
+        for mut s in found.streams {
+            if s.account.is_empty() {
+                s.account = self.options.account.clone().unwrap_or_default();
+            }
+            self.streams.push(StreamSource {
+                account: s.account.clone(),
+                name: s.name.clone(),
+                role: Role::Stream,
+                path: PathBuf::from(&s.name),
+                body: Body::Config(Arc::new(s)),
+                backup: None,
+                findings: Vec::new(),
+            });
+        }
+        Ok(())
     }
 
     fn push(&mut self, account: &str, name: &str, role: Role, dir: &Path) {
@@ -379,6 +434,22 @@ fn account_above(names: &[String]) -> Option<String> {
     }
 }
 
+/// The name of the stream in the directory `dir`, if its `meta.inf` has to be asked for it: records are
+/// hashed with a stream's name, and moved out of its store the directory may have another.
+pub fn moved_name(dir: &Path, names: &[String]) -> Option<String> {
+    const CEILING: u64 = 16 << 20;
+    let in_store = |above: &String| matches!(above.as_str(), "streams" | "_js_" | "batches");
+    if names.get(1).is_some_and(in_store) {
+        return None;
+    }
+    let mut raw = Vec::new();
+    DirTree::new(dir, false)
+        .read_into(Path::new("meta.inf"), &mut raw, CEILING)
+        .ok()?;
+    // Encrypted, it does not parse.
+    meta::decode_stream(&raw).ok()?.name
+}
+
 /// Opens whatever `path` is.
 pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
     let io_error = |source| OpenError::Io {
@@ -405,7 +476,26 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         groups: Vec::new(),
         findings: Vec::new(),
     };
-    let kind = finder.detect(path, &children)?;
+    // Only what is nothing else is a directory of configurations: such a file beside a store must not hide it.
+    let is_config = || config_dir::is_config_dir(path);
+    let kind = match finder.detect(path, &children) {
+        Ok(SourceKind::Backup | SourceKind::AccountBackup)
+            if options.configurations && is_config() =>
+        {
+            None
+        }
+        Err(_) if is_config() => None,
+        found => Some(found?),
+    };
+    let kind = match kind {
+        Some(kind) => kind,
+        None => {
+            finder.streams.clear();
+            finder.findings.clear();
+            finder.configurations(path)?;
+            SourceKind::Config
+        }
+    };
     let Finder {
         mut streams,
         mut groups,
@@ -438,7 +528,9 @@ impl Finder<'_> {
         }
         if is_stream(children) {
             let account = account_above(&names).or(account_hint).unwrap_or_default();
-            let name = stream_hint.unwrap_or_else(|| own.trim_start_matches('.').to_owned());
+            let name = stream_hint
+                .or_else(|| moved_name(path, &names))
+                .unwrap_or_else(|| own.trim_start_matches('.').to_owned());
             let role = if is_group(children) {
                 Role::RaftGroup
             } else if names.get(1).is_some_and(|n| n == "batches") {
@@ -456,7 +548,12 @@ impl Finder<'_> {
         if has_blocks(children) {
             let above = names.get(1..).unwrap_or_default();
             let name = stream_hint
-                .or_else(|| (own == "msgs").then(|| above.first().cloned()).flatten())
+                .or_else(|| {
+                    if own != "msgs" {
+                        return None;
+                    }
+                    moved_name(&path.join(".."), above).or_else(|| above.first().cloned())
+                })
                 .unwrap_or_else(|| own.clone());
             let account = account_above(above).or(account_hint).unwrap_or_default();
             self.push_with(&account, &name, Role::Stream, root, root);
@@ -524,6 +621,12 @@ impl Finder<'_> {
             }
             return Ok(SourceKind::AccountBackup);
         }
+        if has(children, "jetstream", ChildKind::Symlink) {
+            return Err(OpenError::Unknown {
+                path: path.to_owned(),
+                why: "jetstream is a symbolic link here, and links inside of a store are not followed: give the directory that it leads to".into(),
+            });
+        }
         if own == "jetstream" && children.is_empty() {
             return Ok(SourceKind::Store);
         }
@@ -546,6 +649,7 @@ impl Finder<'_> {
                         "no backup.json here: `nats account restore` stops at such a directory",
                     )
                     .severity(Severity::Warning)
+                    .stream(account, &name_text(name))
                     .file(text(&at)),
                 );
             }
@@ -606,7 +710,8 @@ impl Finder<'_> {
                 self.streams.push(stream);
             }
             Err(e) => {
-                self.findings.append(&mut findings);
+                self.findings
+                    .extend(findings.into_iter().map(|f| f.stream(account, &name)));
                 self.findings.push(
                     Finding::new(e.code(), e.to_string())
                         .stream(account, &name)
@@ -679,18 +784,26 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
     };
     if numbered(OsStr::new(&own), "blk").is_some() {
         let above = names.get(1..).unwrap_or_default();
+        // A link that the user names is followed.
+        let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let tree =
-            FileTree::new(path, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
+            FileTree::new(&real, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
         let in_msgs = above.first().is_some_and(|n| n == "msgs");
         let account = if in_msgs {
             above.get(1..).and_then(account_above)
         } else {
             None
         };
-        let name = options
-            .stream
-            .clone()
-            .or_else(|| if in_msgs { above.get(1).cloned() } else { None });
+        let name = options.stream.clone().or_else(|| {
+            if !in_msgs {
+                return None;
+            }
+            let inside = above.get(1..).unwrap_or_default();
+            let full = std::fs::canonicalize(path).ok();
+            full.as_deref()
+                .and_then(|p| moved_name(p.parent()?.parent()?, inside))
+                .or_else(|| inside.first().cloned())
+        });
         source.streams.push(StreamSource {
             account: account.unwrap_or(account_hint),
             name: name.unwrap_or_default(),
@@ -721,7 +834,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
             source.kind = SourceKind::Archive;
             source
                 .streams
-                .push(archive_stream(opened, &account_hint, &name, PathBuf::new()));
+                .push(archive_stream(opened, &account_hint, &name, own.into()));
             Ok(source)
         }
         Err(archive::ArchiveError::Io(source)) => Err(OpenError::Io {

@@ -82,8 +82,10 @@ pub enum Origin {
     Index,
     /// A scan of the blocks.
     Scan,
-    /// The archive's own `state.json`.
+    /// The archive's own `state.json`, compared with what it holds.
     Archive,
+    /// The archive's own `state.json`, unread the rest.
+    Claimed,
 }
 
 /// The state of a stream, in the API's terms.
@@ -247,6 +249,12 @@ pub fn survey(stream: &Stream, threads: &Threads, depth: Depth, progress: Progre
         }
         Index::Missing | Index::Rejected { .. } => scan::rebuild(stream, threads, depth, progress),
     }
+}
+
+/// The state that a NATSARC1 archive claims to hold, without reading it: for a pass that reads it all anyway, and
+/// has to compare then. `None` for anything else.
+pub fn claimed(stream: &Stream) -> Option<StreamState> {
+    stream.entries().map(|v2| scan::claimed(v2))
 }
 
 /// The blocks that a state refers to, with their files: what a visit of all messages reads.

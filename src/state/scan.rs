@@ -804,17 +804,11 @@ fn combine(blocks: Vec<BlockState>, subjects: SubjectMap) -> StreamState {
     s
 }
 
-/// The state of a NATSARC1 archive: what it says of itself, or, if asked to prove, what it holds.
-pub(super) fn survey_entries(
-    stream: &Stream,
-    v2: &V2,
-    threads: &Threads,
-    depth: Depth,
-    progress: Progress<'_>,
-) -> Survey {
+/// What `state.json` says.
+pub(super) fn claimed(v2: &V2) -> StreamState {
     let claimed = v2.state();
-    let mut state = StreamState {
-        origin: Origin::Archive,
+    StreamState {
+        origin: Origin::Claimed,
         msgs: claimed.messages,
         bytes: claimed.bytes,
         first_seq: claimed.first_seq,
@@ -824,6 +818,20 @@ pub(super) fn survey_entries(
         num_subjects: claimed.num_subjects,
         subjects: None,
         blocks: Vec::new(),
+    }
+}
+
+/// The state of a NATSARC1 archive: what it holds, compared with what it says of itself.
+pub(super) fn survey_entries(
+    stream: &Stream,
+    v2: &V2,
+    threads: &Threads,
+    depth: Depth,
+    progress: Progress<'_>,
+) -> Survey {
+    let mut state = StreamState {
+        origin: Origin::Archive,
+        ..claimed(v2)
     };
     let mut totals = Totals::default();
     let mut findings = Vec::new();

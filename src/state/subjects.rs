@@ -19,6 +19,19 @@ pub fn matches(filter: &[u8], subject: &[u8]) -> bool {
     tokens.next().is_none()
 }
 
+/// Whether one literal subject can match both of these, which may have wildcards.
+pub fn collide(a: &[u8], b: &[u8]) -> bool {
+    let (mut a, mut b) = (a.split(|c| *c == b'.'), b.split(|c| *c == b'.'));
+    loop {
+        match (a.next(), b.next()) {
+            (None, None) => return true,
+            (Some(b">"), Some(_)) | (Some(_), Some(b">")) => return true,
+            (Some(x), Some(y)) if x == y || x == b"*" || y == b"*" => {}
+            _ => return false,
+        }
+    }
+}
+
 /// Matches against any of `filters`; no filters match everything.
 pub fn matches_any<F: AsRef<[u8]>>(filters: &[F], subject: &[u8]) -> bool {
     filters.is_empty() || filters.iter().any(|f| matches(f.as_ref(), subject))
@@ -231,6 +244,24 @@ impl SubjectMap {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn subjects_that_can_be_the_same_collide() {
+        for (a, b, want) in [
+            ("a.b", "a.b", true),
+            ("a.*", "a.b", true),
+            ("a.*", "*.b", true),
+            ("a.>", "a.b.c", true),
+            (">", "x", true),
+            ("a.>", "a", false),
+            ("a.*", "a.b.c", false),
+            ("a.b", "a.c", false),
+            ("*.b", "a.c", false),
+        ] {
+            assert_eq!(collide(a.as_bytes(), b.as_bytes()), want, "{a} {b}");
+            assert_eq!(collide(b.as_bytes(), a.as_bytes()), want, "{b} {a}");
+        }
+    }
     use std::collections::HashMap;
 
     #[test]

@@ -75,7 +75,7 @@ pub struct Message<'a> {
     pub deleted: Option<Deleted>,
     /// The record as it lies in its block, proven; empty where the source has no blocks.
     pub raw: &'a [u8],
-    /// The block's number; 0 where the source has no blocks.
+    /// The block's number; where the source has no blocks, that of a piece of some megabytes.
     pub block: u64,
 }
 
@@ -92,19 +92,6 @@ impl<'a> Message<'a> {
             deleted,
             raw: r.raw,
             block,
-        }
-    }
-
-    fn of_entry(m: &V2Message<'a>) -> Self {
-        Self {
-            seq: m.seq,
-            ts: m.ts,
-            subject: m.subject,
-            headers: m.headers,
-            payload: m.payload,
-            deleted: None,
-            raw: &[],
-            block: 0,
         }
     }
 }
@@ -378,13 +365,17 @@ impl<'a> Pass<'a> {
         mut sink: impl FnMut(U) -> ControlFlow<()>,
     ) -> Vec<Finding> {
         if let Some(v2) = self.stream.entries() {
-            let mut sink = |result| sink(finish(result));
             if self.reverse {
+                let mut sink = |result| sink(finish(result));
                 self.entries_reversed(v2, &make, &visit, &mut sink);
-            } else {
-                self.entries(v2, &make, &visit, &mut sink);
+                return Vec::new();
             }
-            return Vec::new();
+            let findings = self.entries(v2, &make, &visit, &finish, &mut sink);
+            return match self.state.origin {
+                Origin::Claimed => findings,
+                // The survey has read the archive to its end.
+                _ => Vec::new(),
+            };
         }
         let mut plan = self.plan();
         let dead = if self.deleted {
@@ -589,41 +580,62 @@ impl<'a> Pass<'a> {
         )
     }
 
-    /// An archive, forwards.
-    fn entries<T>(
+    /// An archive, forwards: divided into pieces that are visited in parallel.
+    fn entries<T, U: Send>(
         &self,
         v2: &V2,
-        make: &impl Fn() -> T,
-        visit: &impl Fn(&mut T, &Message<'_>) -> ControlFlow<()>,
-        sink: &mut impl FnMut(T) -> ControlFlow<()>,
-    ) {
-        let mut batch = make();
-        let (mut size, mut enough, mut over) = (0usize, false, false);
-        // Damage was reported by the survey, which has read the archive to its end.
-        let _ = v2.visit(self.threads, &mut |m| {
-            if m.seq > self.select.seq.1 {
-                return ControlFlow::Break(());
+        make: &(impl Fn() -> T + Sync),
+        visit: &(impl Fn(&mut T, &Message<'_>) -> ControlFlow<()> + Sync),
+        finish: &(impl Fn(T) -> U + Sync),
+        sink: &mut impl FnMut(U) -> ControlFlow<()>,
+    ) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        let visit_piece = |piece: Held| {
+            let mut result = make();
+            for m in piece.messages() {
+                if visit(&mut result, &m).is_break() {
+                    break;
+                }
             }
-            if !self.select.holds(m.seq, m.ts) {
-                return ControlFlow::Continue(());
+            finish(result)
+        };
+        pipeline::fed(self.threads, visit_piece, sink, |feed| {
+            let mut piece = Held::new(1);
+            let mut over = false;
+            let end = v2.visit(self.threads, &mut |m| {
+                if m.seq > self.select.seq.1 {
+                    return ControlFlow::Break(());
+                }
+                if !self.select.holds(m.seq, m.ts) {
+                    return ControlFlow::Continue(());
+                }
+                piece.push(&m);
+                if piece.bytes.len() >= BATCH {
+                    let next = Held::new(piece.number.saturating_add(1));
+                    over = feed(std::mem::replace(&mut piece, next)).is_break();
+                }
+                if over {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
+            });
+            if !over {
+                let _ = feed(piece);
             }
-            if !enough {
-                enough = visit(&mut batch, &Message::of_entry(&m)).is_break();
-            }
-            size = size.saturating_add(weight(&m));
-            if enough || size >= BATCH {
-                (size, enough) = (0, false);
-                over = sink(std::mem::replace(&mut batch, make())).is_break();
-            }
-            if over {
-                ControlFlow::Break(())
-            } else {
-                ControlFlow::Continue(())
+            match end {
+                Ok(end) => findings.extend(end.findings),
+                Err(e) => findings.push(Finding::new(e.code(), e.to_string())),
             }
         });
-        if !over {
-            let _ = sink(batch);
-        }
+        let place = self.stream.place(std::path::Path::new(""));
+        findings
+            .into_iter()
+            .map(|f| {
+                f.stream(&self.stream.account, &self.stream.name)
+                    .file(place.clone())
+            })
+            .collect()
     }
 
     /// An archive, backwards: read from its start once to divide it into windows, then up to the end
@@ -654,37 +666,19 @@ impl<'a> Pass<'a> {
             ControlFlow::Continue(())
         });
         for (from, to) in windows.into_iter().rev() {
-            let mut held: Vec<(u64, i64, [usize; 4])> = Vec::new();
-            let mut bytes: Vec<u8> = Vec::new();
+            let mut held = Held::new(0);
             let _ = v2.visit(self.threads, &mut |m| {
                 if m.seq > to {
                     return ControlFlow::Break(());
                 }
                 if m.seq >= from && self.select.holds(m.seq, m.ts) {
-                    let mut ends = [bytes.len(); 4];
-                    let parts = [m.subject, m.headers, m.payload];
-                    for (end, part) in ends.iter_mut().skip(1).zip(parts) {
-                        bytes.extend_from_slice(part);
-                        *end = bytes.len();
-                    }
-                    held.push((m.seq, m.ts, ends));
+                    held.push(&m);
                 }
                 ControlFlow::Continue(())
             });
             let mut batch = make();
-            for (seq, ts, [start, subject, headers, payload]) in held.into_iter().rev() {
-                let part = |from: usize, to: usize| bytes.get(from..to).unwrap_or_default();
-                let message = Message {
-                    seq,
-                    ts,
-                    subject: part(start, subject),
-                    headers: part(subject, headers),
-                    payload: part(headers, payload),
-                    deleted: None,
-                    raw: &[],
-                    block: 0,
-                };
-                if visit(&mut batch, &message).is_break() {
+            for m in held.messages().rev() {
+                if visit(&mut batch, &m).is_break() {
                     break;
                 }
             }
@@ -692,6 +686,65 @@ impl<'a> Pass<'a> {
                 return;
             }
         }
+    }
+}
+
+/// Messages of an archive, copied out of it.
+struct Held {
+    number: u64,
+    bytes: Vec<u8>,
+    rows: Vec<Row>,
+}
+
+/// Sequence, time, and where subject, headers and payload end.
+struct Row {
+    seq: u64,
+    ts: i64,
+    start: usize,
+    ends: [usize; 3],
+}
+
+impl Held {
+    fn new(number: u64) -> Self {
+        Self {
+            number,
+            bytes: Vec::new(),
+            rows: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, m: &V2Message<'_>) {
+        if self.bytes.capacity() == 0 {
+            self.bytes.reserve(BATCH.saturating_add(BATCH / 8));
+        }
+        let start = self.bytes.len();
+        let ends = [m.subject, m.headers, m.payload].map(|part| {
+            self.bytes.extend_from_slice(part);
+            self.bytes.len()
+        });
+        self.rows.push(Row {
+            seq: m.seq,
+            ts: m.ts,
+            start,
+            ends,
+        });
+    }
+
+    fn messages(&self) -> impl DoubleEndedIterator<Item = Message<'_>> {
+        let part = |from: usize, to: usize| self.bytes.get(from..to).unwrap_or_default();
+        self.rows.iter().map(move |r| {
+            let [subject, headers, payload] = r.ends;
+            Message {
+                seq: r.seq,
+                ts: r.ts,
+                subject: part(r.start, subject),
+                headers: part(subject, headers),
+                payload: part(headers, payload),
+                deleted: None,
+                raw: &[],
+                block: self.number,
+            }
+        })
     }
 }
 

@@ -7,6 +7,7 @@ use crate::format::meta::{self, MetaInf};
 use crate::format::o_dat::{self, ConsumerState};
 use crate::source::archive::V2Consumer;
 use crate::source::tree::Tree;
+use serde_json::{Map, Value};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -28,14 +29,17 @@ pub struct Consumer {
 impl Consumer {
     pub(super) fn from_entry(entry: &V2Consumer) -> Self {
         Self {
-            name: entry.name.clone(),
-            dir: PathBuf::new(),
-            meta: Some(MetaInf::new_consumer(
-                entry.config.clone(),
-                None,
-                entry.name.clone(),
-            )),
             state: Some(entry.state.clone()),
+            ..Self::configured(&entry.name, &entry.config)
+        }
+    }
+
+    pub(super) fn configured(name: &str, config: &Map<String, Value>) -> Self {
+        Self {
+            name: name.to_owned(),
+            dir: PathBuf::new(),
+            meta: Some(MetaInf::new_consumer(config.clone(), None, name)),
+            state: None,
             state_damaged: false,
         }
     }

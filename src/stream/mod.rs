@@ -15,6 +15,7 @@ use crate::format::index_db::{self, IndexDb};
 use crate::format::meta::{self, MetaInf};
 use crate::format::{Fault, FaultKind};
 use crate::source::archive::V2;
+use crate::source::config_dir::ConfiguredStream;
 use crate::source::tree::{Child, ChildKind, ReadError, Tree};
 use crate::source::{Body, Role, StreamSource, numbered, text};
 use std::path::{Path, PathBuf};
@@ -26,7 +27,7 @@ const SMALL_FILE: u64 = 64 << 10;
 const META_FILE: u64 = 16 << 20;
 /// Ceiling for `index.db`, `.idx`, `.fss`, `thw.db` and their kind: ten million subjects of 100
 /// bytes fit.
-pub const INDEX_FILE: u64 = 4 << 30;
+pub const INDEX_FILE: u64 = 1 << 30;
 /// Ceiling for `o.dat`: some ten million pending acknowledgements.
 pub const CONSUMER_FILE: u64 = 1 << 30;
 /// Ceiling for one block, as a file and decompressed. The largest that a server can have written is
@@ -166,6 +167,7 @@ impl Stream {
                 }
             }
             Body::Entries(v2) => stream.open_entries(&v2, want),
+            Body::Config(configured) => stream.open_config(&configured, want),
         }
         if stream.meta.is_none()
             && let Some(backup) = &source.backup
@@ -182,11 +184,27 @@ impl Stream {
         stream
     }
 
+    fn open_config(&mut self, configured: &ConfiguredStream, want: Want) {
+        match &configured.config {
+            Some(config) => self.meta = Some(MetaInf::new_stream(config.clone(), None)),
+            None => self.push(Finding::new(
+                Code::MetaMissing,
+                "only configurations of its consumers are here, not its own",
+            )),
+        }
+        if want.consumers {
+            let consumers = configured.consumers.iter();
+            self.consumers = consumers
+                .map(|c| Consumer::configured(&c.name, &c.config))
+                .collect();
+        }
+    }
+
     /// The tree and directory of the stream's files; `None` for a NATSARC1 archive.
     pub fn tree(&self) -> Option<(&dyn Tree, &Path)> {
         match &self.body {
             Body::Blocks { tree, dir, .. } => Some((&**tree, dir)),
-            Body::Entries(_) => None,
+            Body::Entries(_) | Body::Config(_) => None,
         }
     }
 
@@ -194,7 +212,7 @@ impl Stream {
     pub fn entries(&self) -> Option<&Arc<V2>> {
         match &self.body {
             Body::Entries(v2) => Some(v2),
-            Body::Blocks { .. } => None,
+            Body::Blocks { .. } | Body::Config(_) => None,
         }
     }
 
@@ -203,7 +221,7 @@ impl Stream {
         match &self.body {
             Body::Blocks { dir, msgs, .. } if msgs.as_os_str().is_empty() => dir.clone(),
             Body::Blocks { dir, msgs, .. } => dir.join(msgs),
-            Body::Entries(_) => PathBuf::new(),
+            Body::Entries(_) | Body::Config(_) => PathBuf::new(),
         }
     }
 
@@ -270,7 +288,7 @@ impl Stream {
         };
         if self.account.is_empty() && code == Code::KeyWrong {
             detail.push_str(
-                "; the account is part of the key and the path does not tell it: give it with -a",
+                "; the account is part of the key and the path does not tell it: give it with -a (and the stream's name with -s, if the directory has another)",
             );
         }
         Finding::new(code, detail)
@@ -309,7 +327,12 @@ impl Stream {
             Ok(None) => {
                 // A directory that is being deleted has lost its meta.inf already; batches have one.
                 if self.role != Role::Deleted {
-                    self.push(Finding::new(Code::MetaMissing, "no meta.inf").file(inf_place));
+                    let detail = if self.path.as_os_str().is_empty() {
+                        "no meta.inf; the stream's name is taken from the path: give it with -s if it is another"
+                    } else {
+                        "no meta.inf"
+                    };
+                    self.push(Finding::new(Code::MetaMissing, detail).file(inf_place));
                 }
                 return;
             }
@@ -737,6 +760,8 @@ impl Stream {
             for c in v2.consumers() {
                 self.consumers.push(Consumer::from_entry(c));
             }
+            // As a directory lists them; the archive has them in no order.
+            self.consumers.sort_by(|a, b| a.name.cmp(&b.name));
         }
     }
 

@@ -1,19 +1,26 @@
 //! `jetsam backup`: archives of a stopped server's streams, one directory each, as the `nats` CLI leaves them.
 
 use super::info::describe;
+use super::metrics::Metrics;
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::backup_json::{self, BackupJson};
 use crate::sink::archive::{self, Format};
-use crate::sink::outgoing::Outgoing;
-use crate::sink::staged::{StagedDir, write_synced};
+use crate::sink::outgoing::{OutConsumer, Outgoing, is_plain_name};
+use crate::sink::staged::{PREFIX, StagedDir, write_synced};
 use crate::sink::{SinkError, Written};
 use crate::source::{SourceKind, StreamSource, text};
 use crate::state::visit::Pass;
 use serde_json::{Value, json};
 use std::fs::File;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+
+/// Archives are for their owner alone, as with the `nats` CLI.
+const DIR_MODE: u32 = 0o700;
 
 /// What to write, and how.
 #[derive(Debug, Clone, Default)]
@@ -77,15 +84,6 @@ impl Refusal {
     }
 }
 
-/// A name that can be one directory.
-pub fn is_plain_name(name: &str) -> bool {
-    !name.is_empty()
-        && name.len() <= 255
-        && name != "."
-        && name != ".."
-        && !name.contains(['/', '\\', '\0'])
-}
-
 /// Where each stream goes.
 fn targets<'s>(
     ctx: &Context<'_>,
@@ -129,19 +127,30 @@ fn targets<'s>(
     Ok(out)
 }
 
-/// Fails where something is in the way of `target`.
-fn require_free(target: &Path) -> Result<(), Failure> {
-    match std::fs::read_dir(target) {
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(Failure::Usage(format!(
-                "{}: not empty; nothing was written",
-                target.display()
-            ))),
-        },
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Failure::Usage(format!("{}: {e}", target.display()))),
+/// Fails where something is in the way. `levels` of empty directories are not, and nor is there what a
+/// killed run left.
+pub fn require_free(dir: &Path, levels: u32) -> Result<(), Failure> {
+    let failed = |e: io::Error| Failure::Usage(format!("{}: {e}", dir.display()));
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(failed(e)),
+    };
+    for entry in entries {
+        let entry = entry.map_err(failed)?;
+        if levels > 0 && entry.file_name().as_bytes().starts_with(PREFIX.as_bytes()) {
+            continue;
+        }
+        if levels > 0 && entry.file_type().map_err(failed)?.is_dir() {
+            require_free(&entry.path(), levels - 1)?;
+            continue;
+        }
+        return Err(Failure::Usage(format!(
+            "{}: not empty; nothing was written",
+            dir.display()
+        )));
     }
+    Ok(())
 }
 
 /// Fails where `dest` is inside of the source: jetsam never writes there.
@@ -174,6 +183,18 @@ pub fn run(
     dest: &Path,
     options: &Options,
 ) -> Result<Exit, Failure> {
+    Metrics::around("backup", ctx, &[path], |ctx, metrics| {
+        all(ctx, path, dest, options, metrics)
+    })
+}
+
+fn all(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+    metrics: &mut Metrics,
+) -> Result<Exit, Failure> {
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     require_outside(path, dest)?;
@@ -183,10 +204,14 @@ pub fn run(
     if targets.is_empty() {
         return Err(Failure::Usage(format!("{}: no stream", path.display())));
     }
-    for (_, target) in &targets {
-        require_free(target)?;
-    }
+    // DEST itself; DEST/STREAM; DEST/ACCOUNT/STREAM.
+    let levels = targets.iter().map(|(_, target)| {
+        let below = target.strip_prefix(dest).map_or(0, |p| p.iter().count());
+        u32::try_from(below).unwrap_or(0)
+    });
+    require_free(dest, levels.max().unwrap_or(0))?;
     warn_of(ctx.monitor, &opened.source.findings);
+    metrics.count(&opened.source.findings);
     let (mut outcomes, started) = (Vec::new(), Instant::now());
     let mut exit = Exit::Clean;
     let mut told_plaintext = false;
@@ -194,11 +219,23 @@ pub fn run(
         let begun = Instant::now();
         let result = one(ctx, &opened, source, &target, options, &mut told_plaintext);
         let interrupted = matches!(result, Err(Refusal::Interrupted));
-        if let Err(refusal) = &result {
-            if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
-                warn_of(ctx.monitor, findings);
+        match &result {
+            Ok((written, _)) => {
+                metrics.streams += 1;
+                metrics.bytes += written.compressed;
+                metrics.count(&written.findings);
+                if !written.findings.is_empty() {
+                    warn_of(ctx.monitor, &written.findings);
+                    exit = exit.worse(Exit::Found);
+                }
             }
-            exit = exit.worse(refusal.exit());
+            Err(refusal) => {
+                if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
+                    warn_of(ctx.monitor, findings);
+                    metrics.count(findings);
+                }
+                exit = exit.worse(refusal.exit());
+            }
         }
         let outcome = Outcome {
             account: source.account.clone(),
@@ -234,6 +271,7 @@ fn one(
     options: &Options,
     told_plaintext: &mut bool,
 ) -> Result<(Written, usize), Refusal> {
+    let stopped = || ctx.stop.load(Ordering::Relaxed);
     let mut d = describe(ctx, source, false, true);
     let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
     if d.stream.locked || d.findings.iter().any(is_key) {
@@ -244,11 +282,32 @@ fn one(
     if damaged && !options.salvage {
         return Err(Refusal::Damaged(d.findings));
     }
+    if stopped() {
+        return Err(Refusal::Interrupted);
+    }
     let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
         return Err(Refusal::Damaged(d.findings));
     };
     if options.no_consumers {
         out.consumers.clear();
+    }
+    out.consumers.retain(|c| ctx.selector.consumer(&c.name));
+    if options.format == Format::V1 {
+        // What a server makes for a stream of 2.14 and later that sources a work queue or interest stream.
+        let new = |c: &&OutConsumer| c.meta.get("ack_policy") == Some(&"flow_control".into());
+        for c in out.consumers.iter().filter(new) {
+            ctx.monitor.warn(&format!(
+                "stream {}: servers before 2.14 will refuse it because of consumer {}; for those choose the others with -c, or --no-consumers",
+                render::safe(&out.name),
+                render::safe(&c.name)
+            ));
+        }
+    }
+    if let Some(name) = out.bad_consumer() {
+        return Err(Refusal::Failed(format!(
+            "consumer {:?}: two of that name, or no name for a directory; --no-consumers leaves consumers out",
+            render::safe(name)
+        )));
     }
     for dropped in &out.dropped {
         ctx.monitor
@@ -265,16 +324,22 @@ fn one(
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let staged = StagedDir::new(parent, &source.name).map_err(|e| failed(e, parent))?;
+    let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
     let data = staged.path().join("stream.tar.s2.part");
     let mut file = File::create_new(&data).map_err(|e| failed(e, &data))?;
     let pass_progress = |n| ctx.monitor.advance(n);
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &pass_progress);
     ctx.monitor
         .begin(&format!("Backing up {}", source.name), pass.file_bytes());
+    let claim = if options.salvage {
+        archive::proven_state(&out, &Pass::new(&d.stream, &d.state, &ctx.threads, &|_| {}))
+    } else {
+        archive::api_state(&out)
+    };
     let written = archive::write(
         options.format,
         &out,
+        &claim,
         &pass,
         options.salvage,
         &mut file,
@@ -282,14 +347,14 @@ fn one(
         &ctx.stop,
     );
     ctx.monitor.end();
-    let written = written.map_err(|e| match e {
+    let mut written = written.map_err(|e| match e {
         SinkError::Damaged { findings, .. } => Refusal::Damaged(findings),
         SinkError::Interrupted => Refusal::Interrupted,
         e => Refusal::Failed(e.to_string()),
     })?;
     let meta = backup_json::encode(&BackupJson {
         config: out.meta.config.clone(),
-        state: archive::api_state(&out),
+        state: claim,
     });
     let name = staged.path().join("backup.json");
     write_synced(&name, &meta).map_err(|e| failed(e, &name))?;
@@ -298,7 +363,14 @@ fn one(
     if opened.changed() && !ctx.live {
         return Err(Refusal::Changed);
     }
+    if stopped() {
+        return Err(Refusal::Interrupted);
+    }
     staged.commit(target).map_err(|e| failed(e, target))?;
+    // What was wrong, and no reason to refuse it.
+    d.findings.append(&mut written.findings);
+    d.findings.retain(|f| f.severity == Severity::Error);
+    written.findings = d.findings;
     Ok((written, out.consumers.len()))
 }
 
@@ -353,6 +425,7 @@ fn as_json(o: &Outcome) -> Value {
             "bytes": w.raw,
             "compressed_bytes": w.compressed,
             "seconds": o.time.as_secs_f64(),
+            "errors": w.findings.len(),
         }),
         Err(refusal) => json!({ "error": refusal.reason() }),
     };

@@ -1,13 +1,14 @@
 //! `jetsam check`: reads and proves everything, and says what it found.
 
-use super::{Context, Exit, Failure, exit_for, render};
+use super::metrics::Metrics;
+use super::{Context, Exit, Failure, concerns, exit_for, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
 use crate::source::{Role, Source, StreamSource};
 use crate::state::consumers::position;
 use crate::state::{Depth, StreamState, Survey, survey};
-use crate::stream::{INDEX_FILE, Stream, Want};
+use crate::stream::{INDEX_FILE, Index, Stream, Want};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -45,6 +46,13 @@ pub struct Report {
 
 /// Runs the verb.
 pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> {
+    let paths: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
+    Metrics::around("check", ctx, &paths, |ctx, metrics| {
+        all(ctx, sources, metrics)
+    })
+}
+
+fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Result<Exit, Failure> {
     let started = Instant::now();
     let mut report = Report::default();
     let mut exit = Exit::Clean;
@@ -56,12 +64,13 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
             // `file` is relative to its source; with several sources that alone would be ambiguous.
             for f in &mut one.findings {
                 let file = f.file.take().unwrap_or_default();
-                f.file = Some(path.join(file).to_string_lossy().into_owned());
+                f.file = Some(opened.source.full(&file));
             }
         }
         if ctx.close(&opened, Exit::Clean) == Exit::InUse {
             exit = Exit::InUse;
         }
+        metrics.count(&one.findings);
         report.findings.append(&mut one.findings);
         let (s, o) = (&mut report.summary, one.summary);
         s.streams += o.streams;
@@ -70,6 +79,7 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
         s.records += o.records;
         s.messages += o.messages;
         s.bytes += o.bytes;
+        (metrics.streams, metrics.bytes) = (s.streams, s.bytes);
     }
     let count = |severity| {
         report
@@ -97,7 +107,12 @@ pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> 
 /// Checks the selected streams (and raft groups) of a source.
 pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
     let mut report = Report {
-        findings: source.findings.clone(),
+        findings: source
+            .findings
+            .iter()
+            .filter(|f| concerns(&ctx.selector, f))
+            .cloned()
+            .collect(),
         ..Report::default()
     };
     let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);
@@ -143,8 +158,9 @@ fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
     let mut extra = Vec::new();
     config(&stream, &mut extra);
     consumers(&stream, &state, &mut extra);
-    side_files(&stream, &mut extra);
+    side_files(&stream, &state, &mut extra);
     claims(&stream, &state, &mut extra);
+    index_ahead(&stream, &state, &mut extra);
     if stream.role == Role::RaftGroup {
         raft_files(&stream, &mut extra);
     }
@@ -234,7 +250,7 @@ fn consumers(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
 }
 
 /// `thw.db`, `sched.db`, `sources.db`, `<n>.idx`, `<n>.fss`.
-fn side_files(stream: &Stream, out: &mut Vec<Finding>) {
+fn side_files(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
     let Some((tree, dir)) = stream.tree() else {
         return;
     };
@@ -278,13 +294,28 @@ fn side_files(stream: &Stream, out: &mut Vec<Finding>) {
             // Servers leave an empty one beside an empty block.
             if let Some(raw) = stream.read_idx(b.n)
                 && !raw.is_empty()
-                && let Err(fault) = idx::decode(&raw, 0)
             {
-                out.push(
-                    Finding::new(Code::SideFile, fault.kind.to_string())
-                        .file(stream.place(&path))
-                        .offset(fault.offset),
-                );
+                let finding = match idx::decode(&raw, 0) {
+                    Err(fault) => Some(
+                        Finding::new(Code::SideFile, fault.kind.to_string()).offset(fault.offset),
+                    ),
+                    // Servers write the block first.
+                    Ok(idx) if idx.msgs > 0 => {
+                        let end = state.block(b.n).map_or(0, |s| s.last);
+                        (idx.last_seq > end).then(|| {
+                            Finding::new(
+                                Code::SideFile,
+                                format!(
+                                    "knows of messages up to sequence {}, the block ends at {end}",
+                                    idx.last_seq
+                                ),
+                            )
+                            .action("messages at the end of the block are gone; look for another copy or a backup")
+                        })
+                    }
+                    Ok(_) => None,
+                };
+                out.extend(finding.map(|f| f.file(stream.place(&path))));
             }
         }
         if b.fss {
@@ -345,6 +376,44 @@ fn claims(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
             .file(place),
         );
     }
+}
+
+/// An `index.db` that is not of the last moment. Servers write messages to the block before they count
+/// them, so it may be behind the blocks and never ahead: then the end of the blocks is gone. Only replicas,
+/// raft logs and streams with asynchronous persistence are written in the background.
+fn index_ahead(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
+    let Index::Rejected {
+        why,
+        outdated: true,
+        prior: Some(prior),
+    } = &stream.index
+    else {
+        return;
+    };
+    let place = stream.place(&stream.msgs_dir().join("index.db"));
+    let end = state.blocks.iter().map(|b| b.last).max().unwrap_or(0);
+    let background = stream.role != Role::Stream
+        || stream.meta.as_ref().is_some_and(|m| {
+            m.num_replicas() > 1 || m.get("persist_mode").is_some_and(|v| v == "async")
+        });
+    out.push(if prior.last_seq > end {
+        let finding = Finding::new(
+            Code::MessagesMissing,
+            format!(
+                "index.db knows of messages up to sequence {}, the blocks end at {end}",
+                prior.last_seq
+            ),
+        )
+        .file(place)
+        .seq(end.saturating_add(1));
+        if background {
+            finding.severity(Severity::Warning)
+        } else {
+            finding
+        }
+    } else {
+        Finding::new(Code::IndexOutdated, why.as_str()).file(place)
+    });
 }
 
 /// The files of a raft group beside its log.

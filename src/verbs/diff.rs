@@ -99,13 +99,7 @@ pub fn run(ctx: &mut Context<'_>, a: &Path, b: &Path, _: &Options) -> Result<Exi
     }
     let mut findings = Vec::new();
     for opened in [&a, &b] {
-        let chosen = |f: &&Finding| {
-            f.stream.as_deref().is_none_or(|s| {
-                ctx.selector
-                    .stream(f.account.as_deref().unwrap_or_default(), s)
-            })
-        };
-        let own = opened.source.findings.iter().filter(chosen).cloned();
+        let own = opened.findings(&ctx.selector).cloned();
         findings.extend(placed(opened, own));
     }
     let selector = ctx.selector.clone();
@@ -323,12 +317,7 @@ struct Side<'a> {
 fn placed(opened: &Opened, findings: impl IntoIterator<Item = Finding>) -> Vec<Finding> {
     let source = &opened.source;
     let of = |mut f: Finding| {
-        let path = source.path.to_string_lossy();
-        f.file = f.file.map(|file| match (&source.tree, file.is_empty()) {
-            (_, true) => path.into_owned(),
-            (Some(_), false) => format!("{}/{file}", path.trim_end_matches('/')),
-            (None, false) => format!("{path}:{file}"),
-        });
+        f.file = f.file.map(|file| source.full(&file));
         f
     };
     findings.into_iter().map(of).collect()

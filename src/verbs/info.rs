@@ -2,12 +2,12 @@
 
 use super::{Context, Exit, Failure, exit_for, render, warn_of};
 use crate::finding::Finding;
-use crate::format::meta;
+use crate::format::meta::{self, MetaInf};
 use crate::format::o_dat::SeqPair;
 use crate::source::tree::{ChildKind, Tree};
-use crate::source::{StreamSource, text};
+use crate::source::{Body, StreamSource, text};
 use crate::state::consumers::{pending, position};
-use crate::state::{Depth, StreamState, survey};
+use crate::state::{Depth, StreamState, claimed, survey};
 use crate::stream::{Consumer, Index, Stream, Want};
 use crate::time;
 use serde_json::{Map, Value, json};
@@ -82,6 +82,27 @@ pub fn describe(
         state: found.state,
         pending,
         findings,
+    }
+}
+
+/// As [`describe`], for a pass that reads all messages and compares: a NATSARC1 archive is not read twice.
+pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
+    if !matches!(source.body, Body::Entries(_)) {
+        return describe(ctx, source, false, true);
+    }
+    let want = Want {
+        subjects: false,
+        consumers: true,
+    };
+    let stream = Stream::open(source, &ctx.keys, want);
+    match claimed(&stream) {
+        Some(state) => Described {
+            findings: stream.findings.clone(),
+            stream,
+            state,
+            pending: Vec::new(),
+        },
+        None => describe(ctx, source, false, true),
     }
 }
 
@@ -290,7 +311,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     let selector = ctx.selector.clone();
-    let mut findings = opened.source.findings.clone();
+    let mut findings: Vec<Finding> = opened.findings(&selector).cloned().collect();
     if ctx.json {
         ctx.out.write_all(b"[")?;
     }
@@ -338,6 +359,49 @@ fn fields(out: &mut String, title: &str, rows: &[(&str, String)]) {
     out.push('\n');
 }
 
+/// A stream's configuration for people.
+pub fn configuration(m: &MetaInf) -> String {
+    let text_of = |key: &str| m.get(key).map(short).unwrap_or_default();
+    let limit = |n: i64, f: fn(u64) -> String| {
+        u64::try_from(n)
+            .ok()
+            .filter(|n| *n > 0)
+            .map_or("unlimited".to_owned(), f)
+    };
+    let age = match m.max_age() {
+        0 => "unlimited".to_owned(),
+        ns => duration(ns),
+    };
+    let rows = [
+        ("Created", m.created.clone().unwrap_or_default()),
+        ("Description", text_of("description")),
+        ("Subjects", m.subjects().join(", ")),
+        ("Mirror", text_of("mirror")),
+        ("Sources", text_of("sources")),
+        ("Storage", m.storage().to_owned()),
+        ("Replicas", m.num_replicas().to_string()),
+        ("Retention", m.retention().to_owned()),
+        ("Discard", m.discard().to_owned()),
+        ("Compression", m.compression().unwrap_or("none").to_owned()),
+        ("Maximum Messages", limit(m.max_msgs(), render::count)),
+        (
+            "Maximum Per Subject",
+            limit(m.max_msgs_per_subject(), render::count),
+        ),
+        ("Maximum Bytes", limit(m.max_bytes(), render::bytes)),
+        ("Maximum Age", age),
+        ("Metadata", text_of("metadata")),
+    ];
+    let mut out = String::new();
+    fields(&mut out, "Configuration:", &rows);
+    out
+}
+
+/// A duration in a configuration, for people.
+pub fn duration(ns: i64) -> String {
+    format!("{:.0?}", std::time::Duration::from_nanos(ns.unsigned_abs()))
+}
+
 fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), Failure> {
     let s = &d.stream;
     let mut out = String::new();
@@ -350,47 +414,9 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
         "Information for Stream {}{account}\n\n",
         render::safe(&s.name)
     ));
-    let text_of = |key: &str| {
-        s.meta
-            .as_ref()
-            .and_then(|m| m.get(key))
-            .map(short)
-            .unwrap_or_default()
-    };
-    let limit = |n: i64, f: fn(u64) -> String| {
-        u64::try_from(n)
-            .ok()
-            .filter(|n| *n > 0)
-            .map_or("unlimited".to_owned(), f)
-    };
-    if let Some(m) = &s.meta {
-        let age = match m.max_age() {
-            0 => "unlimited".to_owned(),
-            ns => format!("{:.0?}", std::time::Duration::from_nanos(ns.unsigned_abs())),
-        };
-        let rows = [
-            ("Created", m.created.clone().unwrap_or_default()),
-            ("Description", text_of("description")),
-            ("Subjects", m.subjects().join(", ")),
-            ("Mirror", text_of("mirror")),
-            ("Sources", text_of("sources")),
-            ("Storage", m.storage().to_owned()),
-            ("Replicas", m.num_replicas().to_string()),
-            ("Retention", m.retention().to_owned()),
-            ("Discard", m.discard().to_owned()),
-            ("Compression", compression_name(s).to_owned()),
-            ("Maximum Messages", limit(m.max_msgs(), render::count)),
-            (
-                "Maximum Per Subject",
-                limit(m.max_msgs_per_subject(), render::count),
-            ),
-            ("Maximum Bytes", limit(m.max_bytes(), render::bytes)),
-            ("Maximum Age", age),
-            ("Metadata", text_of("metadata")),
-        ];
-        fields(&mut out, "Configuration:", &rows);
-    } else {
-        out.push_str("Configuration: unknown\n\n");
+    match &s.meta {
+        Some(m) => out.push_str(&configuration(m)),
+        None => out.push_str("Configuration: unknown\n\n"),
     }
     let st = &d.state;
     let at = |seq: u64, ts: i64| {
@@ -433,7 +459,9 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
             match st.origin {
                 crate::state::Origin::Index => "index.db".into(),
                 crate::state::Origin::Scan => "a scan of the blocks".into(),
-                crate::state::Origin::Archive => "the archive".into(),
+                crate::state::Origin::Archive | crate::state::Origin::Claimed => {
+                    "the archive".into()
+                }
             },
         ),
     ];
@@ -490,7 +518,8 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
     Ok(())
 }
 
-fn short(v: &Value) -> String {
+/// A value in one piece of text.
+pub fn short(v: &Value) -> String {
     match v {
         Value::String(s) => s.clone(),
         Value::Null => String::new(),

@@ -44,6 +44,7 @@ pub fn run(ctx: &mut Context<'_>, files: &[PathBuf], options: &Options) -> Resul
 
 /// Where a file stands in a store, as its path tells: file name first.
 struct Names {
+    full: PathBuf,
     own: String,
     above: Vec<String>,
 }
@@ -61,11 +62,25 @@ impl Names {
         } else {
             names.remove(0)
         };
-        Self { own, above: names }
+        Self {
+            full,
+            own,
+            above: names,
+        }
     }
 
     fn above(&self, n: usize) -> &str {
         self.above.get(n).map_or("", String::as_str)
+    }
+
+    /// The stream whose directory is `skip` above the file's.
+    fn stream(&self, skip: usize) -> String {
+        let names = self.above.get(skip..).unwrap_or_default();
+        self.full
+            .ancestors()
+            .nth(skip + 1)
+            .and_then(|dir| source::moved_name(dir, names))
+            .unwrap_or_else(|| self.above(skip).to_owned())
     }
 
     /// Account, stream and consumer of the directory that the file belongs to.
@@ -77,7 +92,7 @@ impl Names {
             } else {
                 String::new()
             },
-            stream: self.above(skip).to_owned(),
+            stream: self.stream(skip),
             consumer: None,
         };
         match (self.above(0), self.above(1)) {
@@ -112,6 +127,9 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
             path.display()
         )));
     }
+    // The path is the user's own: a link in it is followed, a device is not opened.
+    let real = std::fs::canonicalize(path).map_err(io)?;
+    let opened = open_read_only(&real).map_err(io)?;
     let names = Names::of(path);
     let mut owner = names.owner();
     if let Some(s) = ctx.selector.exact_stream() {
@@ -130,7 +148,7 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
         || names.own.ends_with(".new")
         || names.own.ends_with(".blk.tmp");
     if is_block || (options.block.is_some() && !names.own.contains('.')) {
-        return records(ctx, path, &owner, block, options);
+        return records(ctx, path, &real, &owner, block, options);
     }
     let mut raw = Vec::new();
     let len = meta.len();
@@ -140,11 +158,7 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
             path.display()
         )));
     }
-    open_read_only(path)
-        .map_err(io)?
-        .take(INDEX_FILE)
-        .read_to_end(&mut raw)
-        .map_err(io)?;
+    opened.take(INDEX_FILE).read_to_end(&mut raw).map_err(io)?;
     let shown = decode(ctx, path, &names, &owner, block, &raw);
     let bad = shown.get("fault").is_some() || shown.get("hash").is_some_and(|h| h == "bad");
     let locked = shown.get("locked").is_some();
@@ -268,6 +282,7 @@ struct RecordLine<'a> {
 fn records(
     ctx: &mut Context<'_>,
     path: &Path,
+    real: &Path,
     owner: &Owner,
     block: Option<u64>,
     options: &Options,
@@ -284,11 +299,19 @@ fn records(
             path.display()
         )));
     }
-    let dir = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default();
+    let dir = real.parent().unwrap_or(Path::new("/"));
+    let name = real.file_name().unwrap_or_default();
+    // Findings name the file as it was typed; a key beside it stands in the same directory.
+    let typed = |mut f: Finding| {
+        f.file = f.file.map(|file| {
+            if file == format!("{n}.blk") {
+                source::text(path)
+            } else {
+                source::text(&path.with_file_name(file))
+            }
+        });
+        f
+    };
     let tree: std::sync::Arc<dyn source::tree::Tree> = std::sync::Arc::new(OneBlock {
         dir: source::dir::DirTree::new(dir, false),
         name: name.into(),
@@ -333,12 +356,13 @@ fn records(
     let loaded = match stream.load(&file, &mut scratch) {
         Ok(loaded) => loaded,
         Err(finding) => {
-            ctx.monitor.warn(&render::finding_line(&finding));
+            ctx.monitor
+                .warn(&render::finding_line(&typed((*finding).clone())));
             return Ok(super::exit_for(&[*finding]).max_found());
         }
     };
     for f in &loaded.findings {
-        ctx.monitor.warn(&render::finding_line(f));
+        ctx.monitor.warn(&render::finding_line(&typed(f.clone())));
     }
     let mut bad = loaded
         .findings

@@ -1,8 +1,8 @@
 //! `jetsam ls`: the streams of a source, a line each.
 
 use super::info::{cipher_name, compression_name, describe};
-use super::{Context, Exit, Failure, exit_for, render};
-use crate::finding::Severity;
+use super::{Context, Exit, Failure, exit_for, render, warn_of};
+use crate::finding::{Finding, Severity};
 use crate::source::{Role, text};
 use crate::state::consumers::position;
 use serde_json::json;
@@ -22,7 +22,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     let opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     let selector = ctx.selector.clone();
-    let mut findings = opened.source.findings.clone();
+    let mut findings: Vec<Finding> = opened.findings(&selector).cloned().collect();
     let (mut rows, mut lines) = (Vec::new(), Vec::new());
     let groups = opened.groups(&selector).filter(|_| options.raft);
     for source in opened.streams(&selector).chain(groups) {
@@ -138,6 +138,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
             )?;
         }
     }
+    warn_of(ctx.monitor, &findings);
     Ok(ctx.close(&opened, exit_for(&findings)))
 }
 

@@ -3,11 +3,14 @@
 
 pub mod backup;
 pub mod check;
+pub mod config;
 pub mod diff;
 pub mod info;
 pub mod inspect;
 pub mod ls;
+pub mod metrics;
 pub mod render;
+pub mod restore;
 pub mod view;
 
 use crate::finding::{Code, Finding, Severity};
@@ -16,7 +19,7 @@ use crate::pipeline::Threads;
 use crate::source::select::Selector;
 use crate::source::{self, OpenError, OpenOptions, Source, StreamSource};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -123,6 +126,8 @@ pub struct Context<'a> {
     pub json: bool,
     /// How human output looks.
     pub style: render::Style,
+    /// Where to note how a run of `backup`, `check` or `restore` went.
+    pub metrics: Option<PathBuf>,
     /// Set when the user wants it to stop: verbs that write clean up then.
     pub stop: Arc<AtomicBool>,
     /// Where the result goes.
@@ -154,6 +159,14 @@ impl Opened {
             .groups
             .iter()
             .filter(|s| selector.stream(&s.account, &s.name))
+    }
+
+    /// What was noticed while opening it, except what concerns streams that are not selected.
+    pub fn findings<'s>(&'s self, selector: &'s Selector) -> impl Iterator<Item = &'s Finding> {
+        self.source
+            .findings
+            .iter()
+            .filter(|f| concerns(selector, f))
     }
 
     /// True when the source was written to since it was opened.
@@ -222,6 +235,13 @@ impl Context<'_> {
     }
 }
 
+/// Whether a finding is about something selected. One that names no stream always is.
+pub fn concerns(selector: &Selector, f: &Finding) -> bool {
+    f.stream
+        .as_deref()
+        .is_none_or(|s| selector.stream(f.account.as_deref().unwrap_or_default(), s))
+}
+
 /// The exit status that findings amount to.
 pub fn exit_for(findings: &[Finding]) -> Exit {
     let is_key = |f: &&Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
@@ -234,12 +254,15 @@ pub fn exit_for(findings: &[Finding]) -> Exit {
     Exit::Clean
 }
 
-/// Repeats errors among `findings` as messages: for verbs whose result has no place for them.
+/// Repeats errors among `findings` as messages, and warnings about what belongs to no stream (an
+/// account directory that is a link): for verbs whose result has no place for them.
 pub fn warn_of(monitor: &dyn Monitor, findings: &[Finding]) {
     const LISTED: usize = 20;
     let errors: Vec<&Finding> = findings
         .iter()
-        .filter(|f| f.severity >= Severity::Error)
+        .filter(|f| {
+            f.severity >= Severity::Error || (f.severity == Severity::Warning && f.stream.is_none())
+        })
         .collect();
     for f in errors.iter().take(LISTED) {
         monitor.warn(&render::finding_line(f));

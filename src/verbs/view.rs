@@ -143,20 +143,8 @@ pub fn run(ctx: &mut Context<'_>, source: &Path, options: &Options) -> Result<Ex
     if let Output::Dir(dir) = &options.output {
         outside(dir, &opened.source)?;
     }
-    let chosen = |f: &&Finding| {
-        f.stream.as_deref().is_none_or(|s| {
-            ctx.selector
-                .stream(f.account.as_deref().unwrap_or_default(), s)
-        })
-    };
-    let mut findings: Vec<Finding> = opened
-        .source
-        .findings
-        .iter()
-        .filter(chosen)
-        .cloned()
-        .collect();
     let selector = ctx.selector.clone();
+    let mut findings: Vec<Finding> = opened.findings(&selector).cloned().collect();
     let streams: Vec<&StreamSource> = opened.streams(&selector).collect();
     let mut left = options.limit.unwrap_or(u64::MAX);
     let several = streams.len() > 1;
@@ -639,15 +627,8 @@ fn write_files(dir: &Path, stream: &Stream, out: &[u8], marks: &[Mark]) -> io::R
         let mut path = dir.join(&base);
         let mut again = 1;
         loop {
-            match fs::OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .open(&path)
-            {
-                Ok(mut file) => {
-                    file.write_all(payload).map_err(|e| at(&path, e))?;
-                    break;
-                }
+            match write_whole(&dir, &path, payload) {
+                Ok(()) => break,
                 // A sequence can be on disk more than once, but live only once.
                 Err(e)
                     if e.kind() == io::ErrorKind::AlreadyExists
@@ -662,6 +643,28 @@ fn write_files(dir: &Path, stream: &Stream, out: &[u8], marks: &[Mark]) -> io::R
         }
     }
     Ok(())
+}
+
+/// Writes a new file that is there whole or not at all, whatever interrupts it.
+fn write_whole(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let part = dir.join(format!(".jetsam-{}.part", std::process::id()));
+    let written = fs::File::create(&part)
+        .and_then(|mut f| f.write_all(bytes))
+        // A link, unlike a rename, replaces nothing.
+        .and_then(|()| match fs::hard_link(&part, path) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                // A file system without links.
+                if fs::symlink_metadata(path).is_ok() {
+                    return Err(io::ErrorKind::AlreadyExists.into());
+                }
+                fs::rename(&part, path)
+            }
+            linked => linked,
+        });
+    match (fs::remove_file(&part), &written) {
+        (Err(e), Ok(())) if e.kind() != io::ErrorKind::NotFound => Err(e),
+        _ => written,
+    }
 }
 
 #[cfg(test)]

@@ -27,6 +27,10 @@ const MAX_DEPTH: usize = 16;
 const MAX_EXTENDED: u64 = 1 << 20;
 const MAX_META: u64 = 8 << 20;
 const MAX_ERRORS_TEXT: usize = 2048;
+/// A member is not longer than this and so many times the archive: real ones are far below, and one
+/// that is longer is a bomb.
+const MEMBER_BASE: u64 = 128 << 20;
+const MEMBER_RATIO: u64 = 64;
 /// Read ahead for headers.
 const AHEAD: u64 = 32 << 10;
 
@@ -715,6 +719,8 @@ impl Tree for TarTree {
         ceiling: u64,
     ) -> Result<Vec<ReadFault>, ReadError> {
         let member = self.member(path)?;
+        let unpacked = self.container.file_len().saturating_mul(MEMBER_RATIO);
+        let ceiling = ceiling.min(MEMBER_BASE.saturating_add(unpacked));
         if member.size > ceiling {
             return Err(ReadError::TooLarge {
                 len: member.size,

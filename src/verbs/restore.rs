@@ -1,0 +1,757 @@
+//! `jetsam restore`: streams out of any source into the store directory of a stopped server.
+//!
+//! Everything is looked at before anything is written; each stream is then staged beside `jetstream/` and
+//! renamed into place, so it is there whole or not at all.
+
+use super::backup::require_outside;
+use super::info::describe_to_copy;
+use super::metrics::Metrics;
+use super::{Context, Exit, Failure, Opened, render, warn_of};
+use crate::finding::{Code, Finding, Severity};
+use crate::format::crypt::{Cipher, KeyRing, ServerKey};
+use crate::sink::outgoing::{Outgoing, is_plain_name};
+use crate::sink::staged::{StagedDir, make_dirs, remove_empty, rename_new, swap, sync_dir};
+use crate::sink::store::{self, DIR_MODE, Encryption, Target};
+use crate::sink::{SinkError, Written};
+use crate::source::select::Selector;
+use crate::source::{self, OpenOptions, StreamSource, in_use, text};
+use crate::state::subjects::collide;
+use crate::state::visit::Pass;
+use crate::stream::{Stream, Want};
+use serde_json::{Map, Value, json};
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// What to restore as what.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// The account to restore into; else the one that the source tells, else `$G`.
+    pub to_account: Option<String>,
+    /// Another name, for one stream.
+    pub rename: Option<String>,
+    /// Another number of replicas.
+    pub replicas: Option<i64>,
+    /// Another configuration, for one stream.
+    pub config: Option<Map<String, Value>>,
+    /// Leave consumers out.
+    pub no_consumers: bool,
+    /// Set an existing stream aside.
+    pub replace: bool,
+    /// Limit for everything in the store directory, bytes.
+    pub max_file: Option<u64>,
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Restore what can be proven of a damaged source.
+    pub salvage: bool,
+    /// Key for the new store.
+    pub out_key: Option<ServerKey>,
+    /// Cipher for the new store.
+    pub out_cipher: Option<Cipher>,
+    /// Write plaintext even where the source is encrypted.
+    pub decrypt: bool,
+}
+
+const DEFAULT_ACCOUNT: &str = "$G";
+
+/// A stream that is about to be written.
+struct Plan<'s> {
+    source: &'s StreamSource,
+    account: String,
+    name: String,
+    /// Its directory.
+    target: PathBuf,
+    /// Bytes that it will need at most.
+    bytes: u64,
+}
+
+/// Why a stream was not restored.
+enum Refusal {
+    Damaged(Vec<Finding>),
+    Key(Vec<Finding>),
+    InUse(String),
+    Failed(String),
+    Interrupted,
+}
+
+impl Refusal {
+    fn exit(&self) -> Exit {
+        match self {
+            Self::Damaged(_) => Exit::Found,
+            Self::Key(_) => Exit::Key,
+            Self::InUse(_) => Exit::InUse,
+            Self::Failed(_) => Exit::Failed,
+            Self::Interrupted => Exit::Interrupted,
+        }
+    }
+
+    fn reason(&self) -> String {
+        match self {
+            Self::Damaged(_) => "the source is damaged: refused; `jetsam check` lists the damage, --salvage restores what can be proven".into(),
+            Self::Key(_) => "a key is missing or wrong".into(),
+            Self::InUse(why) | Self::Failed(why) => why.clone(),
+            Self::Interrupted => "interrupted".into(),
+        }
+    }
+}
+
+/// What a restored stream came to.
+struct Restored {
+    written: Written,
+    consumers: usize,
+    aside: Option<PathBuf>,
+}
+
+fn usage<T>(why: String) -> Result<T, Failure> {
+    Err(Failure::Usage(why))
+}
+
+/// Whether servers take this as a stream's name.
+fn is_stream_name(name: &str) -> bool {
+    is_plain_name(name) && !name.contains([' ', '\t', '\r', '\n', '\x0c', '.', '*', '>'])
+}
+
+/// The directory that holds `jetstream/`, given that or `jetstream/` itself.
+fn store_root(dir: &Path) -> PathBuf {
+    let is_jetstream = dir.file_name().is_some_and(|n| n == "jetstream")
+        && fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_some())
+        && !dir.join("jetstream").exists();
+    match dir.parent().filter(|_| is_jetstream) {
+        Some(p) if p.as_os_str().is_empty() => PathBuf::from("."),
+        Some(p) => p.to_owned(),
+        None => dir.to_owned(),
+    }
+}
+
+/// A stream that is in the destination already.
+struct Neighbour {
+    account: String,
+    name: String,
+    subjects: Vec<String>,
+    bytes: u64,
+    encrypted: bool,
+    readable: bool,
+}
+
+fn neighbours(root: &Path, keys: &KeyRing) -> Result<Vec<Neighbour>, Failure> {
+    if !root.join("jetstream").is_dir() {
+        return Ok(Vec::new());
+    }
+    let found = match source::open(&root.join("jetstream"), &OpenOptions::default()) {
+        Ok(found) => found,
+        // Nothing in it yet.
+        Err(_) => return Ok(Vec::new()),
+    };
+    let want = Want {
+        subjects: false,
+        consumers: false,
+    };
+    Ok(found
+        .streams
+        .iter()
+        .map(|s| {
+            let stream = Stream::open(s, keys, want);
+            let reserved = stream.meta.as_ref().map_or(0, |m| m.max_bytes());
+            let files: u64 = stream.blocks.iter().map(|b| b.len).sum();
+            Neighbour {
+                account: s.account.clone(),
+                name: s.name.clone(),
+                subjects: stream.meta.as_ref().map_or_else(Vec::new, |m| {
+                    m.subjects().iter().map(|s| (*s).to_owned()).collect()
+                }),
+                bytes: files.max(u64::try_from(reserved).unwrap_or(0)),
+                encrypted: stream.cipher.is_some(),
+                readable: stream.meta.is_some(),
+            }
+        })
+        .collect())
+}
+
+/// Looks at everything that is to be restored, before anything is written.
+fn plan<'s>(
+    ctx: &Context<'_>,
+    opened: &'s Opened,
+    selector: &'s Selector,
+    root: &Path,
+    options: &Options,
+) -> Result<Vec<Plan<'s>>, Failure> {
+    let streams: Vec<&StreamSource> = opened.streams(selector).collect();
+    let one_only = options.rename.is_some() || options.config.is_some();
+    if streams.is_empty() {
+        return usage(format!("{}: no stream", opened.source.path.display()));
+    }
+    if one_only && streams.len() > 1 {
+        return usage(format!(
+            "--rename and --config are for one stream, {} are selected: choose with -a and -s",
+            streams.len()
+        ));
+    }
+    let want = Want {
+        subjects: false,
+        consumers: false,
+    };
+    let mut there = neighbours(root, &out_keys(ctx, options))?;
+    let mut plans: Vec<Plan<'_>> = Vec::new();
+    let mut total = 0u64;
+    for source in streams {
+        let stream = Stream::open(source, &ctx.keys, want);
+        let account = match (&options.to_account, source.account.as_str()) {
+            (Some(account), _) => account.clone(),
+            (None, "") => DEFAULT_ACCOUNT.to_owned(),
+            (None, account) => account.to_owned(),
+        };
+        let own_name = stream
+            .meta
+            .as_ref()
+            .and_then(|m| m.name.clone())
+            .unwrap_or_else(|| source.name.clone());
+        let name = options.rename.clone().unwrap_or(own_name);
+        let shown = render::safe(&name);
+        if !is_stream_name(&name) {
+            return usage(format!(
+                "{shown:?} is no name that servers take for a stream"
+            ));
+        }
+        if !is_plain_name(&account) || account.starts_with('.') {
+            return usage(format!(
+                "{:?} is no name for an account's directory; give one with --to-account",
+                render::safe(&account)
+            ));
+        }
+        let target = root
+            .join("jetstream")
+            .join(&account)
+            .join("streams")
+            .join(&name);
+        if plans.iter().any(|p| p.account == account && p.name == name) {
+            return usage(format!(
+                "two streams {shown} would go to account {account}: choose with -a"
+            ));
+        }
+        // The source is never moved, not even aside.
+        require_outside(&opened.source.path, &target)?;
+        if fs::symlink_metadata(&target).is_ok() {
+            if !options.replace {
+                return usage(format!(
+                    "stream {shown} already exists in account {account} ({}); --replace sets it aside, --rename gives the new one another name",
+                    target.display()
+                ));
+            }
+            there.retain(|n| n.account != account || n.name != name);
+        }
+        let config = options
+            .config
+            .clone()
+            .or_else(|| stream.meta.as_ref().map(|m| m.config.clone()));
+        let meta = config.map(|c| crate::format::meta::MetaInf::new_stream(c, None));
+        // Without a configuration the reason is told when the stream's turn comes.
+        if let Some(meta) = &meta {
+            if let Some(configured) = meta
+                .name
+                .as_deref()
+                .filter(|n| options.config.is_some() && options.rename.is_none() && *n != name)
+            {
+                return usage(format!(
+                    "the configuration is for stream {}, this is {shown}: use --rename {}",
+                    render::safe(configured),
+                    render::safe(configured)
+                ));
+            }
+            let replicas = options.replicas.unwrap_or(meta.num_replicas());
+            if replicas > 1 && options.replicas.is_none() {
+                return usage(format!(
+                    "stream {shown} has {replicas} replicas: a standalone server does not start it, and a clustered one deletes what it did not assign; give --replicas 1"
+                ));
+            }
+            if meta.storage() == "memory" {
+                return usage(format!(
+                    "stream {shown} is kept in memory; give --config with \"storage\": \"file\" to have it on disk"
+                ));
+            }
+            let subjects = meta.subjects();
+            for n in there.iter().filter(|n| n.account == account) {
+                if !n.readable {
+                    ctx.monitor.warn(&format!(
+                        "the configuration of stream {} cannot be read: whether its subjects overlap is not known",
+                        render::safe(&n.name)
+                    ));
+                }
+                for (a, b) in subjects
+                    .iter()
+                    .flat_map(|a| n.subjects.iter().map(move |b| (a, b)))
+                {
+                    if collide(a.as_bytes(), b.as_bytes()) {
+                        return usage(format!(
+                            "subject {a} of stream {shown} overlaps {b} of stream {} in account {account}: servers refuse that",
+                            render::safe(&n.name)
+                        ));
+                    }
+                }
+            }
+            there.push(Neighbour {
+                account: account.clone(),
+                name: name.clone(),
+                subjects: subjects.iter().map(|s| (*s).to_owned()).collect(),
+                bytes: 0,
+                encrypted: false,
+                readable: true,
+            });
+        }
+        let size = size_of(&stream, source);
+        let reserved = meta.as_ref().map_or(0, |m| m.max_bytes());
+        total = total.saturating_add(size.max(u64::try_from(reserved).unwrap_or(0)));
+        plans.push(Plan {
+            source,
+            account,
+            name,
+            target,
+            bytes: size,
+        });
+    }
+    room(root, options, &there, &plans, total)?;
+    let plaintext = options.out_key.is_none() && ctx.keys.current.is_none();
+    if plaintext && let Some(n) = there.iter().find(|n| n.encrypted) {
+        ctx.monitor.warn(&format!(
+            "stream {} there is encrypted, what is restored will not be: a server with a key encrypts it as it goes; --out-key-file encrypts it now",
+            render::safe(&n.name)
+        ));
+    }
+    Ok(plans)
+}
+
+/// Bytes that a stream's messages need, as far as is known before they are read.
+fn size_of(stream: &Stream, source: &StreamSource) -> u64 {
+    let files: u64 = stream.blocks.iter().map(|b| b.len).sum();
+    let claimed = stream
+        .claimed
+        .as_ref()
+        .or_else(|| source.backup.as_ref().map(|b| &b.state));
+    files.max(claimed.map_or(0, |s| s.bytes))
+}
+
+/// Fails where there is no room.
+fn room(
+    root: &Path,
+    options: &Options,
+    there: &[Neighbour],
+    plans: &[Plan<'_>],
+    total: u64,
+) -> Result<(), Failure> {
+    if let Some(max) = options.max_file {
+        let used: u64 = there.iter().map(|n| n.bytes).sum();
+        if used.saturating_add(total) > max {
+            return usage(format!(
+                "{} are in use or reserved and {} would be added: over --max-file {}",
+                render::bytes(used),
+                render::bytes(total),
+                render::bytes(max)
+            ));
+        }
+    }
+    let need: u64 = plans.iter().map(|p| p.bytes).sum();
+    let mut at = root.to_owned();
+    while !at.exists() && at.pop() {}
+    if at.as_os_str().is_empty() {
+        at.push(".");
+    }
+    if let Ok(fs) = rustix::fs::statvfs(&at) {
+        let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+        if need > free {
+            return usage(format!(
+                "{} are needed, {} are free at {}",
+                render::bytes(need),
+                render::bytes(free),
+                at.display()
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The keys to try on what is in the destination.
+fn out_keys(ctx: &Context<'_>, options: &Options) -> KeyRing {
+    KeyRing {
+        current: options.out_key.clone().or_else(|| ctx.keys.current.clone()),
+        previous: ctx.keys.current.clone(),
+    }
+}
+
+/// Fails where a server uses the destination.
+fn require_stopped(root: &Path) -> Result<(), String> {
+    match in_use::find_user(root) {
+        Some(user) => Err(format!(
+            "{}: in use by {user}: stop it first",
+            root.display()
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Runs the verb.
+pub fn run(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+) -> Result<Exit, Failure> {
+    Metrics::around("restore", ctx, &[path], |ctx, metrics| {
+        all(ctx, path, dest, options, metrics)
+    })
+}
+
+fn all(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+    metrics: &mut Metrics,
+) -> Result<Exit, Failure> {
+    let root = store_root(dest);
+    let opened = ctx.open(path)?;
+    ctx.require_match(&opened)?;
+    require_outside(path, &root)?;
+    match fs::metadata(&root) {
+        Ok(m) if !m.is_dir() => return usage(format!("{}: not a directory", root.display())),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            return usage(format!("{}: {e}", root.display()));
+        }
+        _ => {}
+    }
+    require_stopped(&root).map_err(Failure::InUse)?;
+    warn_of(ctx.monitor, &opened.source.findings);
+    metrics.count(&opened.source.findings);
+    let selector = ctx.selector.clone();
+    let plans = plan(ctx, &opened, &selector, &root, options)?;
+    let (mut exit, mut rows) = (Exit::Clean, Vec::new());
+    let (started, count) = (Instant::now(), plans.len());
+    let (mut done, mut messages, mut bytes) = (0u64, 0u64, 0u64);
+    for plan in plans {
+        if options.dry_run {
+            would(ctx, &plan, &mut rows)?;
+            continue;
+        }
+        let begun = Instant::now();
+        let result = one(ctx, &opened, &root, &plan, options);
+        let interrupted = matches!(result, Err(Refusal::Interrupted));
+        match &result {
+            Ok(r) => {
+                if !r.written.findings.is_empty() {
+                    warn_of(ctx.monitor, &r.written.findings);
+                    exit = exit.worse(Exit::Found);
+                }
+                done += 1;
+                metrics.streams += 1;
+                metrics.bytes += r.written.compressed;
+                metrics.count(&r.written.findings);
+                messages = messages.saturating_add(r.written.messages);
+                bytes = bytes.saturating_add(r.written.compressed);
+            }
+            Err(refusal) => {
+                if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
+                    warn_of(ctx.monitor, findings);
+                    metrics.count(findings);
+                }
+                exit = exit.worse(refusal.exit());
+            }
+        }
+        report(ctx, &plan, &result, begun.elapsed(), &mut rows)?;
+        if interrupted {
+            break;
+        }
+    }
+    if ctx.json {
+        serde_json::to_writer_pretty(&mut ctx.out, &rows).map_err(io::Error::from)?;
+        writeln!(ctx.out)?;
+    } else if count > 1 && !options.dry_run {
+        writeln!(
+            ctx.out,
+            "Restored {done} of {}: {}, {}, in {}",
+            render::number_of(count as u64, "stream"),
+            render::number_of(messages, "message"),
+            render::bytes(bytes),
+            render::took(started.elapsed())
+        )?;
+    }
+    Ok(exit)
+}
+
+/// What a dry run says of a stream.
+fn would(ctx: &mut Context<'_>, plan: &Plan<'_>, rows: &mut Vec<Value>) -> Result<(), Failure> {
+    if ctx.json {
+        rows.push(json!({
+            "account": plan.account,
+            "stream": plan.name,
+            "path": text(&plan.target),
+            "bytes": plan.bytes,
+            "dry_run": true,
+        }));
+    } else {
+        writeln!(
+            ctx.out,
+            "{}: up to {} would go to {}",
+            render::safe(&plan.name),
+            render::bytes(plan.bytes),
+            plan.target.display()
+        )?;
+    }
+    Ok(())
+}
+
+fn report(
+    ctx: &mut Context<'_>,
+    plan: &Plan<'_>,
+    result: &Result<Restored, Refusal>,
+    time: Duration,
+    rows: &mut Vec<Value>,
+) -> Result<(), Failure> {
+    if ctx.json {
+        let mut row = json!({
+            "account": plan.account,
+            "stream": plan.name,
+            "path": text(&plan.target),
+        });
+        let more = match result {
+            Ok(r) => json!({
+                "messages": r.written.messages,
+                "consumers": r.consumers,
+                "bytes": r.written.compressed,
+                "seconds": time.as_secs_f64(),
+                "errors": r.written.findings.len(),
+                "replaced": r.aside.as_deref().map(text),
+            }),
+            Err(refusal) => json!({ "error": refusal.reason() }),
+        };
+        if let (Some(row), Value::Object(mut more)) = (row.as_object_mut(), more) {
+            more.retain(|_, v| !v.is_null());
+            row.extend(more);
+        }
+        rows.push(row);
+        return Ok(());
+    }
+    let name = render::safe(&plan.name);
+    match result {
+        Ok(r) => {
+            writeln!(
+                ctx.out,
+                "{name}: {}, {}, {} in {}, to {}",
+                render::number_of(r.written.messages, "message"),
+                render::number_of(r.consumers as u64, "consumer"),
+                render::bytes(r.written.compressed),
+                render::took(time),
+                plan.target.display()
+            )?;
+            if let Some(aside) = &r.aside {
+                writeln!(ctx.out, "{name}: the old one is at {}", aside.display())?;
+            }
+        }
+        Err(refusal) => ctx
+            .monitor
+            .warn(&format!("{name}: not restored: {}", refusal.reason())),
+    }
+    Ok(())
+}
+
+/// Restores one stream.
+fn one(
+    ctx: &Context<'_>,
+    opened: &Opened,
+    root: &Path,
+    plan: &Plan<'_>,
+    options: &Options,
+) -> Result<Restored, Refusal> {
+    let stopped = || ctx.stop.load(Ordering::Relaxed);
+    let mut d = describe_to_copy(ctx, plan.source);
+    let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
+    if d.stream.locked || d.findings.iter().any(is_key) {
+        d.findings.retain(is_key);
+        return Err(Refusal::Key(d.findings));
+    }
+    let damaged = d.findings.iter().any(|f| f.severity == Severity::Error);
+    if damaged && !options.salvage {
+        return Err(Refusal::Damaged(d.findings));
+    }
+    if stopped() {
+        return Err(Refusal::Interrupted);
+    }
+    if d.stream.meta.is_none()
+        && let Some(config) = &options.config
+    {
+        d.stream.meta = Some(crate::format::meta::MetaInf::new_stream(
+            config.clone(),
+            None,
+        ));
+    }
+    let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
+        return Err(Refusal::Failed(
+            "no configuration is left: give one with --config".into(),
+        ));
+    };
+    if options.no_consumers {
+        out.consumers.clear();
+    }
+    out.consumers.retain(|c| ctx.selector.consumer(&c.name));
+    if let Some(config) = &options.config {
+        out.reconfigure(config.clone());
+    }
+    if out.name != plan.name {
+        out.rename(&plan.name);
+    }
+    if let Some(replicas) = options.replicas {
+        out.set_replicas(replicas);
+    }
+    let in_memory = out.consumers.iter().filter(|c| c.meta.mem_storage());
+    for c in in_memory {
+        ctx.monitor.warn(&format!(
+            "consumer {} of stream {} is kept in memory: left out",
+            render::safe(&c.name),
+            render::safe(&out.name)
+        ));
+    }
+    out.consumers.retain(|c| !c.meta.mem_storage());
+    if let Some(name) = out.bad_consumer() {
+        return Err(Refusal::Failed(format!(
+            "consumer {:?}: two of that name, or no name for a directory; --no-consumers leaves consumers out",
+            render::safe(name)
+        )));
+    }
+    for dropped in &out.dropped {
+        ctx.monitor
+            .warn(&format!("{dropped}: left out, servers refuse it"));
+    }
+
+    let encryption = if options.decrypt {
+        None
+    } else {
+        let cipher = options.out_cipher.or(d.stream.cipher);
+        let own = cipher.and(ctx.keys.current.as_ref().or(ctx.keys.previous.as_ref()));
+        let key = options.out_key.as_ref().or(own);
+        key.map(|key| Encryption {
+            key,
+            cipher: cipher.unwrap_or(Cipher::ChaCha),
+        })
+    };
+
+    let failed = |e: io::Error, path: &Path| Refusal::Failed(format!("{}: {e}", path.display()));
+    let staged = StagedDir::new(root, DIR_MODE).map_err(|e| failed(e, root))?;
+    let progress = |n| ctx.monitor.advance(n);
+    let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &progress);
+    ctx.monitor
+        .begin(&format!("Restoring {}", plan.name), pass.file_bytes());
+    let target = Target {
+        dir: staged.path(),
+        account: &plan.account,
+        encryption,
+    };
+    let written = store::write(&out, &pass, options.salvage, &target, &ctx.stop);
+    ctx.monitor.end();
+    let mut written = written.map_err(|e| match e {
+        SinkError::Damaged { findings, .. } => Refusal::Damaged(findings),
+        SinkError::Interrupted => Refusal::Interrupted,
+        e => Refusal::Failed(e.to_string()),
+    })?;
+    if opened.changed() && !ctx.live {
+        return Err(Refusal::InUse(
+            "the source changed while it was read: a server is running on it".into(),
+        ));
+    }
+    require_stopped(root).map_err(Refusal::InUse)?;
+    if stopped() {
+        return Err(Refusal::Interrupted);
+    }
+    let parent = plan.target.parent().unwrap_or(root);
+    // What is new belongs to whoever owns the directory that it is made in.
+    let there = parent.ancestors().find(|p| p.exists()).unwrap_or(root);
+    let owner = fs::metadata(there).map_err(|e| failed(e, there))?;
+    own(staged.path(), &owner).map_err(|e| failed(e, staged.path()))?;
+    let made = make_dirs(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
+    for dir in &made {
+        own_one(dir, &owner).map_err(|e| failed(e, dir))?;
+    }
+    let consumers = out.consumers.len();
+    let done = if options.replace && plan.target.exists() {
+        replace(staged, root, plan).map(Some)
+    } else {
+        staged.commit(&plan.target).map(|()| None)
+    };
+    let aside = done.map_err(|e| {
+        remove_empty(&made);
+        failed(e, &plan.target)
+    })?;
+    // What was wrong, and no reason to refuse it.
+    d.findings.append(&mut written.findings);
+    d.findings.retain(|f| f.severity == Severity::Error);
+    written.findings = d.findings;
+    Ok(Restored {
+        written,
+        consumers,
+        aside,
+    })
+}
+
+/// Puts the new stream in the old one's place in one step, and the old one beside `jetstream/`, where no
+/// server looks.
+fn replace(staged: StagedDir, root: &Path, plan: &Plan<'_>) -> io::Result<PathBuf> {
+    let stamp = crate::time::rfc3339(crate::time::now()).replace(':', "");
+    let aside = root.join(aside_name(&stamp, &plan.account, &plan.name));
+    let was = staged.keep()?;
+    // The new one takes the name that the old one gets by the swap: at no time is the old one under
+    // a name of things that can be thrown away.
+    let done = rename_new(&was, &aside).and_then(|()| match swap(&aside, &plan.target) {
+        Ok(()) => Ok(()),
+        // A file system that cannot swap: the old one goes first.
+        Err(e) if e.kind() == io::ErrorKind::Unsupported || e.raw_os_error() == Some(22) => {
+            rename_new(&aside, &was)?;
+            rename_new(&plan.target, &aside)?;
+            rename_new(&was, &plan.target)
+        }
+        Err(e) => {
+            rename_new(&aside, &was)?;
+            Err(e)
+        }
+    });
+    if let Err(e) = done {
+        let _ = fs::remove_dir_all(&was);
+        return Err(e);
+    }
+    sync_dir(plan.target.parent().unwrap_or(root))?;
+    sync_dir(root)?;
+    Ok(aside)
+}
+
+/// The name of a stream that is set aside: as much of it as a file's name can hold.
+fn aside_name(stamp: &str, account: &str, name: &str) -> String {
+    let mut aside = format!("replaced-{stamp}-{account}-{name}");
+    while aside.len() > 255 {
+        aside.pop();
+    }
+    aside
+}
+
+/// Gives everything below `dir` to the owner of the store, where root restores for another user.
+fn own(dir: &Path, owner: &fs::Metadata) -> io::Result<()> {
+    let mut todo = vec![dir.to_owned()];
+    while let Some(at) = todo.pop() {
+        if !own_one(&at, owner)? {
+            return Ok(());
+        }
+        if fs::symlink_metadata(&at)?.is_dir() {
+            for entry in fs::read_dir(&at)? {
+                todo.push(entry?.path());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// False where nothing has to be done.
+fn own_one(path: &Path, owner: &fs::Metadata) -> io::Result<bool> {
+    let now = fs::symlink_metadata(path)?;
+    if (now.uid(), now.gid()) == (owner.uid(), owner.gid()) {
+        return Ok(false);
+    }
+    std::os::unix::fs::lchown(path, Some(owner.uid()), Some(owner.gid()))?;
+    Ok(true)
+}
