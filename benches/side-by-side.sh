@@ -7,4 +7,4 @@ export JETSAM_BENCH="$(realpath -m "${1:-target/bench-stores}")" JETSAM_BIN="$PW
 cargo build --release --locked
 mkdir -p "$JETSAM_BENCH"
 cd tests/live
-exec go test -count=1 -timeout 2h -run TestSideBySide .  -v
+exec go test -count=1 -timeout 2h -run TestSideBySide -v .

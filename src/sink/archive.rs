@@ -4,6 +4,7 @@
 
 use super::block::{Block, Layout, last_sequence};
 use super::outgoing::Outgoing;
+use super::staged::write_behind;
 use super::{Pool, SinkError, Written};
 use crate::finding::Severity;
 use crate::format::backup_json::StreamState;
@@ -135,16 +136,39 @@ pub fn write(
     claim: &StreamState,
     pass: &Pass<'_>,
     salvage: bool,
-    file: &mut File,
+    file: &File,
     path: &Path,
+    stop: &AtomicBool,
+) -> Result<Written, SinkError> {
+    let (written, synced) = write_behind(file, |wrote| {
+        let mut put = |written: &mut Written, bytes: &[u8]| {
+            written.compressed = written.compressed.saturating_add(bytes.len() as u64);
+            let mut file = file;
+            file.write_all(bytes).map_err(SinkError::io(path))?;
+            wrote(bytes.len() as u64);
+            Ok(())
+        };
+        entries(format, out, claim, pass, salvage, &mut put, stop)
+    });
+    let written = written?;
+    synced.map_err(SinkError::io(path))?;
+    Ok(written)
+}
+
+/// Takes pieces of the archive, in order.
+type Put<'a> = dyn FnMut(&mut Written, &[u8]) -> Result<(), SinkError> + 'a;
+
+fn entries(
+    format: Format,
+    out: &Outgoing<'_>,
+    claim: &StreamState,
+    pass: &Pass<'_>,
+    salvage: bool,
+    put: &mut Put<'_>,
     stop: &AtomicBool,
 ) -> Result<Written, SinkError> {
     let now = crate::time::now();
     let mut written = Written::default();
-    let mut put = |written: &mut Written, bytes: &[u8]| {
-        written.compressed = written.compressed.saturating_add(bytes.len() as u64);
-        file.write_all(bytes).map_err(SinkError::io(path))
-    };
     let mut encoder = Encoder::new();
 
     let mut head = Vec::new();
@@ -182,7 +206,7 @@ pub fn write(
             if let Some(fault) = &block.fault {
                 return Err(format_error(fault));
             }
-            let mut frames_out = Vec::new();
+            let mut frames_out: Vec<u8> = buffers.take();
             if !block.is_empty() {
                 let size = block.bytes.len() as u64;
                 raw = size;
@@ -241,7 +265,11 @@ pub fn write(
                 written.raw = written.raw.saturating_add(p.raw);
                 last_live = p.last_seq.max(last_live);
                 last_number = p.number.max(last_number);
-                put(&mut written, &p.frames)
+                let done = put(&mut written, &p.frames);
+                let mut frames = p.frames;
+                frames.clear();
+                buffers.give(frames);
+                done
             });
             if let Err(e) = result {
                 error = Some(e);
@@ -302,6 +330,5 @@ pub fn write(
     frames(&mut encoder, &tail, &mut compressed)?;
     put(&mut written, &compressed)?;
     written.raw = written.raw.saturating_add(tail.len() as u64);
-    file.sync_all().map_err(SinkError::io(path))?;
     Ok(written)
 }

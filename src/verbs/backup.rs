@@ -326,7 +326,7 @@ fn one(
     };
     let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
     let data = staged.path().join("stream.tar.s2.part");
-    let mut file = File::create_new(&data).map_err(|e| failed(e, &data))?;
+    let file = File::create_new(&data).map_err(|e| failed(e, &data))?;
     let pass_progress = |n| ctx.monitor.advance(n);
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &pass_progress);
     ctx.monitor
@@ -342,7 +342,7 @@ fn one(
         &claim,
         &pass,
         options.salvage,
-        &mut file,
+        &file,
         &data,
         &ctx.stop,
     );

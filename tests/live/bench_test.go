@@ -171,3 +171,67 @@ func treeBytes(t *testing.T, dir string) (n int64) {
 	}))
 	return n
 }
+
+// TestSideBySideArchives times `jetsam backup` and `jetsam restore` beside the same through the API of a real server,
+// with the library that the nats CLI uses, turn by turn; see [TestSideBySide].
+func TestSideBySideArchives(t *testing.T) {
+	dir := os.Getenv("JETSAM_BENCH")
+	if dir == "" {
+		t.Skip("JETSAM_BENCH is not set")
+	}
+	messages, rounds := number("JETSAM_BENCH_MESSAGES", 2_000_000), number("JETSAM_BENCH_ROUNDS", 5)
+	o := Options{}
+	store := filepath.Join(dir, fmt.Sprintf("plain-%d", messages))
+	if _, err := os.Stat(store); err != nil {
+		fillBig(t, "2.14.9", store, o, false, messages)
+	}
+	fmt.Printf("%s, %d cores, %d messages of 500 bytes, median of %d rounds\n\n", cpu(), runtime.NumCPU(), messages, rounds)
+	fmt.Println("| what | nats-server | jetsam | ratio | jetsam's peak RSS | sizes |")
+	fmt.Println("|---|---|---|---|---|---|")
+	for _, v := range []Version{"2.14.9", "2.15.2"} {
+		format := "v1"
+		if !v.Before(2, 15, 0) {
+			format = "v2"
+		}
+		var server, own, serverBack, ownBack []float64
+		var rss, rssBack, size, ownSize int64
+		for range rounds {
+			work, err := os.MkdirTemp(dir, "work")
+			must(t, err)
+			copied, theirs, ours := filepath.Join(work, "store"), filepath.Join(work, "theirs"), filepath.Join(work, "ours")
+			run(t, "cp", "-r", store, copied)
+			s := StartServer(t, v, copied, o)
+			nc := s.Connect("$G")
+			start := time.Now()
+			Snapshot(t, nc, "PERF", theirs)
+			server = append(server, time.Since(start).Seconds())
+			s.Stop()
+			must(t, os.RemoveAll(copied))
+			r := timed(t, o, jetsamBin(), "backup", "-q", "--format", format, store, ours, "-s", "PERF")
+			own, rss = append(own, r.seconds), max(rss, r.rss)
+			size, ownSize = treeBytes(t, theirs), treeBytes(t, ours)
+
+			s = StartServer(t, v, filepath.Join(work, "new"), o)
+			start = time.Now()
+			must(t, Restore(t, s.Connect("$G"), "PERF", theirs, nil))
+			serverBack = append(serverBack, time.Since(start).Seconds())
+			s.Stop()
+			must(t, os.RemoveAll(filepath.Join(work, "new")))
+			r = timed(t, o, jetsamBin(), "restore", "-q", theirs, filepath.Join(work, "restored"))
+			ownBack, rssBack = append(ownBack, r.seconds), max(rssBack, r.rss)
+			must(t, os.RemoveAll(work))
+		}
+		for _, row := range []struct {
+			what   string
+			a, b   []float64
+			rss    int64
+			detail string
+		}{
+			{"backup, " + format + ", " + string(v), server, own, rss, fmt.Sprintf("%.1f MB, jetsam %.1f MB", float64(size)/1e6, float64(ownSize)/1e6)},
+			{"restore, " + format + ", " + string(v), serverBack, ownBack, rssBack, ""},
+		} {
+			a, b := median(row.a), median(row.b)
+			fmt.Printf("| %s | %.2f s | %.2f s | %.1f | %d MiB | %s |\n", row.what, a, b, a/b, row.rss>>10, row.detail)
+		}
+	}
+}

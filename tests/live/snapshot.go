@@ -13,7 +13,7 @@ import (
 // Snapshot has the server make a backup directory of a stream, as `nats stream backup` does.
 func Snapshot(t testing.TB, nc *nats.Conn, stream, dir string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	mgr, err := jsm.New(nc, jsm.WithTimeout(10*time.Second))
 	must(t, err)
@@ -28,7 +28,7 @@ func Snapshot(t testing.TB, nc *nats.Conn, stream, dir string) {
 // configuration in backup.json.
 func Restore(t testing.TB, nc *nats.Conn, stream, dir string, config *api.StreamConfig) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	mgr, err := jsm.New(nc, jsm.WithTimeout(10*time.Second))
 	must(t, err)

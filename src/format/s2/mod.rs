@@ -12,6 +12,7 @@
 //! a fault and where the fault is, and takes and refuses exactly what the server's decoder does.
 
 pub mod block;
+pub mod compress;
 pub mod encode;
 pub mod frame;
 
