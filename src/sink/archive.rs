@@ -4,8 +4,7 @@
 
 use super::block::{Block, Layout, last_sequence};
 use super::outgoing::Outgoing;
-use super::staged::write_behind;
-use super::{Pool, SinkError, Written};
+use super::{Pool, SinkError, Written, direct};
 use crate::finding::Severity;
 use crate::format::backup_json::StreamState;
 use crate::format::o_dat::ConsumerState;
@@ -16,11 +15,12 @@ use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use crate::time::rfc3339_or_zero;
 use serde_json::Value;
-use std::fs::File;
-use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Permissions of archives, as the `nats` CLI gives them; their directory is for the owner only.
+const FILE_MODE: u32 = 0o644;
 
 /// Which archive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -127,32 +127,24 @@ struct Piece {
     last_seq: u64,
 }
 
-/// Writes an archive of the messages of `pass` to `file`, which is at `path`. Refuses a pass that does
+/// Writes an archive of the messages of `pass` to a new file at `path`. Refuses a pass that does
 /// not bring the messages of `claim`, and damage; with `salvage`, damage is no reason.
-#[expect(clippy::too_many_arguments, reason = "one caller")]
 pub fn write(
     format: Format,
     out: &Outgoing<'_>,
     claim: &StreamState,
     pass: &Pass<'_>,
     salvage: bool,
-    file: &File,
     path: &Path,
     stop: &AtomicBool,
 ) -> Result<Written, SinkError> {
-    let (written, synced) = write_behind(file, |wrote| {
+    direct::write_stream(path, FILE_MODE, |append| {
         let mut put = |written: &mut Written, bytes: &[u8]| {
             written.compressed = written.compressed.saturating_add(bytes.len() as u64);
-            let mut file = file;
-            file.write_all(bytes).map_err(SinkError::io(path))?;
-            wrote(bytes.len() as u64);
-            Ok(())
+            append(bytes)
         };
         entries(format, out, claim, pass, salvage, &mut put, stop)
-    });
-    let written = written?;
-    synced.map_err(SinkError::io(path))?;
-    Ok(written)
+    })
 }
 
 /// Takes pieces of the archive, in order.

@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod block;
+pub mod direct;
 pub mod outgoing;
 pub mod staged;
 pub mod store;

@@ -4,7 +4,6 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
 
 pub use crate::source::STAGING_PREFIX as PREFIX;
 
@@ -161,37 +160,6 @@ fn sync_tree(root: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()?;
     }
     Ok(())
-}
-
-/// So much of a file is written before the disk is asked to begin.
-const WRITE_BEHIND: u64 = 32 << 20;
-
-/// Has the disk take what is written to `file` while `body` goes on writing; `body` tells the function that
-/// it is given how many bytes it has written. All of it is on the disk at the end.
-pub fn write_behind<R>(
-    file: &File,
-    body: impl FnOnce(&mut dyn FnMut(u64)) -> R,
-) -> (R, io::Result<()>) {
-    std::thread::scope(|scope| {
-        let (wake, sleeping) = sync_channel::<()>(1);
-        let syncing = scope.spawn(move || {
-            for () in sleeping {
-                file.sync_data()?;
-            }
-            Ok(())
-        });
-        let mut since = 0u64;
-        let result = body(&mut |n| {
-            since = since.saturating_add(n);
-            // Busy still, or failed: both are seen to at the end.
-            if since >= WRITE_BEHIND && wake.try_send(()).is_ok() {
-                since = 0;
-            }
-        });
-        drop(wake);
-        let synced = syncing.join().unwrap_or(Ok(()));
-        (result, synced.and_then(|()| file.sync_all()))
-    })
 }
 
 /// Puts two directories in each other's place, in one step.

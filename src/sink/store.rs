@@ -6,6 +6,7 @@
 //! `sources.db` are written where the server would warn without them.
 
 use super::block::{Block, Layout, last_sequence};
+use super::direct::{self, Aligned};
 use super::outgoing::Outgoing;
 use super::{Pool, SinkError, Written};
 use crate::finding::Severity;
@@ -19,20 +20,16 @@ use crate::format::{block as block_format, meta, o_dat};
 use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write as _;
+use std::fs;
 use std::ops::ControlFlow;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 
 /// Permissions of files and directories, as servers give them.
 const FILE_MODE: u32 = 0o640;
 /// See [`FILE_MODE`].
 pub const DIR_MODE: u32 = 0o750;
-/// Files that may wait for the disk.
-const UNSYNCED: usize = 8;
 
 /// How the new store is encrypted.
 #[derive(Debug, Clone, Copy)]
@@ -66,22 +63,19 @@ struct Writer<'a> {
     out: &'a Outgoing<'a>,
     target: &'a Target<'a>,
     seal: Option<SealKey>,
+    buffers: Pool<Aligned>,
 }
 
 impl Writer<'_> {
-    fn file(&self, path: &Path, bytes: &[u8]) -> Result<File, SinkError> {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(FILE_MODE)
-            .open(path)
-            .map_err(SinkError::io(path))?;
-        file.write_all(bytes).map_err(SinkError::io(path))?;
-        Ok(file)
+    fn file(&self, path: &Path, bytes: &[u8]) -> Result<(), SinkError> {
+        let mut buffer = self.buffers.take();
+        let done = direct::write_file(path, FILE_MODE, bytes, &mut buffer);
+        self.buffers.give(buffer);
+        done.map_err(SinkError::io(path))
     }
 
     fn small(&self, name: &str, bytes: &[u8]) -> Result<(), SinkError> {
-        self.file(&self.target.dir.join(name), bytes).map(drop)
+        self.file(&self.target.dir.join(name), bytes)
     }
 
     fn dir(&self, name: &str) -> Result<(), SinkError> {
@@ -120,13 +114,13 @@ impl Writer<'_> {
         )
     }
 
-    /// Writes a block, and its `.idx` if there is one; gives the length of its file and the file, to be synced.
+    /// Writes a block, and its `.idx` if there is one; gives the length of its file.
     fn block(
         &self,
         block: &mut Block,
         mut idx: Option<Vec<u8>>,
         encoder: &mut Encoder,
-    ) -> Result<(u64, File), SinkError> {
+    ) -> Result<u64, SinkError> {
         let n = block.entry.index;
         // The server appends to the last block, so that one stays plain.
         let compress = self.out.meta.compression() == Some("s2")
@@ -155,9 +149,9 @@ impl Writer<'_> {
         }
         let path = self.target.dir.join(format!("msgs/{n}.blk"));
         let len = bytes.len() as u64;
-        let file = self.file(&path, bytes)?;
+        self.file(&path, bytes)?;
         block.last_checksum = checksum.unwrap_or_default();
-        Ok((len, file))
+        Ok(len)
     }
 
     fn consumers(&self) -> Result<(), SinkError> {
@@ -269,6 +263,7 @@ pub fn write(
         out,
         target,
         seal: None,
+        buffers: Pool::default(),
     };
     let context = Context::Stream {
         account: target.account.as_bytes(),
@@ -279,20 +274,7 @@ pub fn write(
     writer.dir("msgs")?;
     writer.dir("obs")?;
 
-    let (mut index, mut written) = std::thread::scope(|scope| {
-        let (to_sync, files) = sync_channel::<(PathBuf, File)>(UNSYNCED);
-        // The disk works while the next blocks are made.
-        let syncing = scope.spawn(move || {
-            for (path, file) in files {
-                file.sync_data().map_err(SinkError::io(&path))?;
-            }
-            Ok(())
-        });
-        let result = blocks(&writer, pass, salvage, &to_sync, stop);
-        drop(to_sync);
-        let synced = syncing.join().unwrap_or(Ok(()));
-        result.and_then(|r| synced.map(|()| r))
-    })?;
+    let (mut index, mut written) = blocks(&writer, pass, salvage, stop)?;
 
     let version = index.finish();
     let body = index_db::encode_body(&index.db, version);
@@ -362,7 +344,6 @@ fn blocks(
     writer: &Writer<'_>,
     pass: &Pass<'_>,
     salvage: bool,
-    to_sync: &SyncSender<(PathBuf, File)>,
     stop: &AtomicBool,
 ) -> Result<(Index, Written), SinkError> {
     let out = writer.out;
@@ -373,7 +354,6 @@ fn blocks(
     layout.sources = out.meta.has_sources();
     let (mut index, mut written) = (Index::default(), Written::default());
     let (encoders, buffers) = (Pool::default(), Pool::default());
-    let name = |n: u64| writer.target.dir.join(format!("msgs/{n}.blk"));
     let finish = |mut block: Block| -> Result<(Block, u64), SinkError> {
         if let Some(fault) = &block.fault {
             return Err(SinkError::Format(fault.kind.to_string()));
@@ -385,10 +365,7 @@ fn blocks(
             let mut encoder: Encoder = encoders.take();
             let done = writer.block(&mut block, None, &mut encoder);
             encoders.give(encoder);
-            let (file_len, file) = done?;
-            len = file_len;
-            // The other end is gone only where syncing failed, which is told below.
-            let _ = to_sync.send((name(block.entry.index), file));
+            len = done?;
         }
         block.bytes.clear();
         buffers.give(std::mem::take(&mut block.bytes));
@@ -442,9 +419,8 @@ fn blocks(
     written.findings = findings;
     let n = last_number.saturating_add(1);
     if let Some((mut block, idx)) = last_sequence(out.state, last_live, n, &out.name) {
-        let (len, file) = writer.block(&mut block, Some(idx), &mut Encoder::new())?;
+        let len = writer.block(&mut block, Some(idx), &mut Encoder::new())?;
         written.compressed = written.compressed.saturating_add(len);
-        let _ = to_sync.send((name(n), file));
         index.add(&mut block);
     }
     if index.db.blocks.is_empty() {
@@ -452,8 +428,7 @@ fn blocks(
         // key only together with that: without it they make a new key, and lose the stream.
         let mut block = Block::default();
         (block.entry.index, block.entry.first) = (1, 1);
-        let (_, file) = writer.block(&mut block, None, &mut Encoder::new())?;
-        let _ = to_sync.send((name(1), file));
+        writer.block(&mut block, None, &mut Encoder::new())?;
         index.add(&mut block);
     }
     Ok((index, written))

@@ -12,7 +12,6 @@ use crate::sink::{SinkError, Written};
 use crate::source::{SourceKind, StreamSource, text};
 use crate::state::visit::Pass;
 use serde_json::{Value, json};
-use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -326,7 +325,6 @@ fn one(
     };
     let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
     let data = staged.path().join("stream.tar.s2.part");
-    let file = File::create_new(&data).map_err(|e| failed(e, &data))?;
     let pass_progress = |n| ctx.monitor.advance(n);
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &pass_progress);
     ctx.monitor
@@ -342,7 +340,6 @@ fn one(
         &claim,
         &pass,
         options.salvage,
-        &file,
         &data,
         &ctx.stop,
     );
