@@ -116,7 +116,6 @@ fuzz_target!(|data: &[u8]| {
     let report = decode_stream(&packed, 0, &mut back, raw.len(), false);
     assert!(report.is_clean(), "{report:?}");
     assert_eq!(back, raw);
-    assert_eq!(encoder.rejected(), 0);
     if raw.len() <= FRAME_SIZE {
         packed.clear();
         encoder.encode_frame(&raw, &mut packed).unwrap();
