@@ -1,7 +1,7 @@
 // Package live tests jetsam against real NATS servers: it starts released servers, uses them, asks them what they
 // hold, stops or kills them, and compares with what jetsam reads out of the directory that is left.
 //
-//	go test -parallel 4            the whole suite (one to two minutes on two cores)
+//	go test -parallel 4            the whole suite (three minutes on two cores)
 //	go test -run TestStores/2.15   one server line
 //
 // Environment:
@@ -11,6 +11,7 @@
 //	                  (missing ones are installed with `go install`)
 //	JETSAM_VERSIONS   comma-separated subset of versions, e.g. 2.9.25,2.15.2
 //	JETSAM_SEED       seed of everything random; default 1
+//	JETSAM_LIVE_ALL   if set, every fixture in every form on every server (ten minutes), not a choice of them
 //	JETSAM_TINY_OUT   where TestMakeTiny puts the stores of fixtures/tiny
 //	JETSAM_NO_BIN     if set, leave jetsam out and only test the harness: a server is its own oracle after a restart
 //
