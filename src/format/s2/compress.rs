@@ -4,7 +4,7 @@
 //! taken after its bytes were compared, so a wrong entry can cost size, never content.
 
 /// Bits of the table's index.
-const TABLE_BITS: u32 = 14;
+const TABLE_BITS: u32 = 15;
 /// Entries of the table.
 const TABLE: usize = 1 << TABLE_BITS;
 /// Below this many bytes from the end nothing is matched: loads of 8 bytes need room.
@@ -137,20 +137,16 @@ impl Out<'_> {
     /// A copy; `len` is at least 4.
     fn copy(&mut self, offset: usize, len: usize) {
         let (o, n) = (offset as u64, len as u64);
-        if offset >= 65_536 {
+        let far = u64::from(offset >= 65_536);
+        if n > 64 {
             // A repeat is 4 bytes at least.
-            let first = if n <= 64 { n } else { 60 };
-            self.put((first - 1) << 2 | 3 | o << 8, 5);
-            if n > first {
-                self.repeat((n - first) as usize);
-            }
-        } else if n > 64 {
-            self.put(59 << 2 | 2 | o << 8, 3);
+            self.put(59 << 2 | (2 + far) | o << 8, 3 + 2 * far as usize);
             self.repeat(len - 60);
         } else if n < 12 && offset < 2048 {
             self.put((o >> 8) << 5 | (n - 4) << 2 | 1 | (o & 0xff) << 8, 2);
         } else {
-            self.put((n - 1) << 2 | 2 | o << 8, 3);
+            // Without a branch on the distance, which is as good as random.
+            self.put((n - 1) << 2 | (2 + far) | o << 8, 3 + 2 * far as usize);
         }
     }
 }
