@@ -5,6 +5,7 @@
 
 mod consumer;
 mod load;
+pub mod meanwhile;
 
 pub use consumer::Consumer;
 pub use load::{Loaded, Scratch};
@@ -197,6 +198,15 @@ impl Stream {
             self.consumers = consumers
                 .map(|c| Consumer::configured(&c.name, &c.config))
                 .collect();
+        }
+    }
+
+    /// Whether it is in an archive, of either kind.
+    pub fn in_archive(&self) -> bool {
+        match &self.body {
+            Body::Blocks { dir, .. } => dir.as_os_str().is_empty() && *dir != self.path,
+            Body::Entries(_) => true,
+            Body::Config(_) => false,
         }
     }
 
