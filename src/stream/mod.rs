@@ -635,6 +635,17 @@ impl Stream {
             if db.blocks.is_empty() && self.blocks.is_empty() {
                 return Ok(Index::Valid(db));
             }
+            if self.in_archive() && !self.blocks.is_empty() {
+                // Servers write it once they have read the blocks: those with higher numbers began meanwhile.
+                return reject(
+                    format!(
+                        "it has a block {}, made after the others were read",
+                        db.last_block
+                    ),
+                    true,
+                    db,
+                );
+            }
             let place = self.place(&msgs.join(format!("{}.blk", db.last_block)));
             self.push(
                 Finding::new(
