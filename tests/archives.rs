@@ -66,6 +66,7 @@ impl Archive {
         let count = self.consumers.len() as i64;
         StreamState {
             messages: self.claim.0,
+            bytes: self.claim.0 * 55,
             first_seq: self.claim.1,
             last_seq: self.claim.2,
             consumer_count: count,
@@ -294,16 +295,21 @@ fn a_state_is_of_the_time_when_the_backup_began() {
         // Nothing removes messages.
         fewer(json!({})).gives(v2, &[lost(v2)]);
         trimmed(json!({})).gives(v2, &[lost(v2)]);
-        // Limits remove the oldest, and no others.
-        for limit in ["max_msgs", "max_age", "max_bytes"] {
-            let limits = json!({limit: 3_000_000_000_000_000_000i64});
-            let reserve = if limit == "max_bytes" {
-                vec!["restore_limits note"]
+        // Limits remove the oldest, and may overtake the backup.
+        for (limit, value, over) in [
+            ("max_msgs", 11, None),
+            ("max_age", 3_000_000_000_000_000_000i64, None),
+            ("max_bytes", 600, Some("restore_limits note")),
+        ] {
+            let limits = json!({ limit: value });
+            let over: Vec<&str> = over.into_iter().collect();
+            let want = |own: &'static str| [vec![own], over.clone()].concat();
+            let own = if v2 {
+                "archive_incomplete warning"
             } else {
-                vec![]
+                "backup_meanwhile note"
             };
-            let want = |own: &'static str| [vec![own], reserve.clone()].concat();
-            fewer(limits.clone()).gives(v2, &want(lost(v2)));
+            fewer(limits.clone()).gives(v2, &want(own));
             let own = if v2 {
                 "archive_incomplete note"
             } else {
@@ -311,6 +317,8 @@ fn a_state_is_of_the_time_when_the_backup_began() {
             };
             trimmed(limits).gives(v2, &want(own));
         }
+        // Far from a limit they do not.
+        fewer(json!({"max_msgs": 12})).gives(v2, &[lost(v2)]);
         // Acknowledgements remove any. In NATSARC1 what cannot be read looks the same.
         let own = if v2 {
             "archive_incomplete warning"
@@ -336,6 +344,10 @@ fn a_state_is_of_the_time_when_the_backup_began() {
     Archive::new(json!({}))
         .holds(&[(1, 12)], (9, 1, 10))
         .gives(false, &["backup_json warning", "backup_meanwhile note"]);
+    let queue = json!({"retention": "workqueue"});
+    Archive::new(queue)
+        .holds(&[(1, 10)], (9, 1, 10))
+        .gives(false, &["backup_meanwhile note"]);
 }
 
 #[test]
@@ -632,15 +644,15 @@ fn a_cluster_leaves_out_what_is_pending() {
     let some = ConsumerState::from_json(&json).unwrap();
     let back = at((2, 2), (2, 2));
     let note = "restore_replicas note";
-    let found =
-        cluster(&[back.clone()], "explicit").gives(true, &["archive_cluster warning", note]);
+    let found = cluster(std::slice::from_ref(&back), "explicit")
+        .gives(true, &["archive_cluster warning", note]);
     details(&found, "archive_cluster", &["C0", "acknowledged"]);
     // A consumer at the end had nothing pending, one that does not acknowledge neither; with one that has something
     // pending no cluster's server made it. A tar has the state that is on disk.
     cluster(&[at((10, 10), (10, 10))], "explicit").gives(true, &[note]);
-    cluster(&[back.clone()], "none").gives(true, &[note]);
+    cluster(std::slice::from_ref(&back), "none").gives(true, &[note]);
     cluster(&[back.clone(), some], "explicit").gives(true, &[note]);
-    cluster(&[back.clone()], "explicit").gives(false, &[note]);
+    cluster(std::slice::from_ref(&back), "explicit").gives(false, &[note]);
     let mut alone = cluster(&[back], "explicit");
     alone.config["num_replicas"] = json!(1);
     alone.gives(true, &[]);

@@ -23,7 +23,7 @@ use crate::format::seqset::SeqSet;
 use crate::pipeline::{self, Threads};
 use crate::source::Role;
 use crate::source::archive::V2;
-use crate::stream::meanwhile::{Missing, judge};
+use crate::stream::meanwhile::{Missing, Removes, judge, removes};
 use crate::stream::{BlockFile, Index, Loaded, Scratch, Stream};
 use std::ops::ControlFlow;
 
@@ -837,7 +837,11 @@ fn left_out(
         claimed.last_seq.saturating_add(1)
     };
     let front = held.saturating_sub(claimed.first_seq);
-    let (severity, action) = match judge(stream.meta.as_ref(), missing, front) {
+    // A lone archive does not tell what its stream removes.
+    let removes = stream.meta.as_ref().map_or(Removes::Nothing, |m| {
+        removes(m, claimed.msgs, claimed.bytes)
+    });
+    let (severity, action) = match judge(removes, missing, front) {
         Missing::Lost => return finding,
         Missing::Trimmed => (
             Severity::Note,

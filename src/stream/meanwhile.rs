@@ -6,7 +6,7 @@
 
 use crate::format::meta::MetaInf;
 
-/// Which messages a stream's configuration has a server remove.
+/// Which messages a server may remove from a stream by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removes {
     /// None.
@@ -17,8 +17,12 @@ pub enum Removes {
     Any,
 }
 
-/// Which messages a server may remove from a stream with this configuration by itself.
-pub fn removes(meta: &MetaInf) -> Removes {
+/// What limits may remove from a stream with this configuration and state. One that is far from its limit does not
+/// reach it while a backup is made; ages are not asked for, as nobody knows how long that took.
+pub fn removes(meta: &MetaInf, messages: u64, bytes: u64) -> Removes {
+    let near = |limit: i64, held: u64| {
+        u64::try_from(limit).is_ok_and(|l| l > 0 && held >= l.saturating_sub(l / 10))
+    };
     if meta.retention() != "limits"
         || meta.allow_msg_ttl()
         || meta.allow_msg_schedules()
@@ -28,7 +32,8 @@ pub fn removes(meta: &MetaInf) -> Removes {
             .is_some_and(|v| v.as_bool() == Some(true))
     {
         Removes::Any
-    } else if meta.max_msgs() > 0 || meta.max_bytes() > 0 || meta.max_age() > 0 {
+    } else if near(meta.max_msgs(), messages) || near(meta.max_bytes(), bytes) || meta.max_age() > 0
+    {
         Removes::Oldest
     } else {
         Removes::Nothing
@@ -40,20 +45,19 @@ pub fn removes(meta: &MetaInf) -> Removes {
 pub enum Missing {
     /// The oldest ones are missing, as the stream's limits would have it.
     Trimmed,
-    /// Others are missing too, and the stream is one that loses such.
+    /// Others are missing too. Acknowledgements remove any; and where limits remove the oldest, they may overtake the
+    /// backup, which has read those before.
     Removed,
     /// Nothing accounts for it.
     Lost,
 }
 
 /// Judges `missing` messages, of which `front` at most are from before the first that is there.
-pub fn judge(meta: Option<&MetaInf>, missing: u64, front: u64) -> Missing {
-    match meta.map_or(Removes::Nothing, removes) {
+pub fn judge(removes: Removes, missing: u64, front: u64) -> Missing {
+    match removes {
         Removes::Nothing => Missing::Lost,
-        // What limits remove is a run at the start: more than fits there is missing elsewhere.
-        Removes::Oldest | Removes::Any if missing <= front => Missing::Trimmed,
-        Removes::Oldest => Missing::Lost,
-        Removes::Any => Missing::Removed,
+        _ if missing <= front => Missing::Trimmed,
+        _ => Missing::Removed,
     }
 }
 
@@ -63,18 +67,26 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn what_limits_cannot_have_removed_is_lost() {
+    fn what_nothing_removes_is_lost() {
         let of = |config: Value| {
             let Value::Object(config) = config else {
                 panic!()
             };
-            let meta = MetaInf::new_stream(config, None);
-            [(1, 5), (5, 5), (6, 5)].map(|(n, front)| judge(Some(&meta), n, front))
+            removes(&MetaInf::new_stream(config, None), 90, 900)
         };
-        use Missing::{Lost, Removed, Trimmed};
-        assert_eq!(of(json!({"max_msgs": -1, "max_age": 0})), [Lost; 3]);
-        for limit in ["max_msgs", "max_bytes", "max_age"] {
-            assert_eq!(of(json!({limit: 10})), [Trimmed, Trimmed, Lost]);
+        for config in [
+            json!({"max_msgs": -1, "max_age": 0, "max_bytes": 0}),
+            json!({"max_msgs": 101, "max_bytes": 1001}),
+        ] {
+            assert_eq!(of(config), Removes::Nothing);
+        }
+        for config in [
+            json!({"max_msgs": 100}),
+            json!({"max_msgs": 1}),
+            json!({"max_bytes": 1000}),
+            json!({"max_age": 1}),
+        ] {
+            assert_eq!(of(config), Removes::Oldest);
         }
         for config in [
             json!({"retention": "workqueue"}),
@@ -83,8 +95,15 @@ mod tests {
             json!({"allow_msg_ttl": true}),
             json!({"allow_rollup_hdrs": true}),
         ] {
-            assert_eq!(of(config), [Trimmed, Trimmed, Removed]);
+            assert_eq!(of(config), Removes::Any);
         }
-        assert_eq!(judge(None, 1, 1), Lost);
+        use Missing::{Lost, Removed, Trimmed};
+        for (removes, want) in [
+            (Removes::Nothing, [Lost, Lost, Lost]),
+            (Removes::Oldest, [Trimmed, Trimmed, Removed]),
+            (Removes::Any, [Trimmed, Trimmed, Removed]),
+        ] {
+            assert_eq!([1, 5, 6].map(|n| judge(removes, n, 5)), want);
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::format::{cli_json, o_dat};
 use crate::source::text;
 use crate::state::StreamState;
 use crate::state::subjects::collide;
-use crate::stream::meanwhile::{Missing, judge};
+use crate::stream::meanwhile::{Missing, Removes, judge, removes};
 use crate::stream::{Consumer, Stream};
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -166,10 +166,18 @@ fn claims(
             ),
         );
     }
+    let meta = MetaInf::new_stream(backup.config.clone(), None);
+    let removes = removes(&meta, claimed.messages, claimed.bytes);
     if held > claimed.messages {
+        // The record of a removal is in a later block, which may be gone before it is read: servers bring such a
+        // message back in a restore, where it was acknowledged before.
+        let (code, severity) = match removes {
+            Removes::Nothing => (Code::BackupJson, Some(Severity::Warning)),
+            Removes::Oldest | Removes::Any => (Code::BackupMeanwhile, None),
+        };
         add(
-            Code::BackupJson,
-            Some(Severity::Warning),
+            code,
+            severity,
             format!(
                 "backup.json says {} messages up to sequence {}, the archive holds {held}",
                 claimed.messages, claimed.last_seq
@@ -183,8 +191,7 @@ fn claims(
             claimed.last_seq.saturating_add(1)
         };
         let front = first.saturating_sub(claimed.first_seq);
-        let meta = MetaInf::new_stream(backup.config.clone(), None);
-        let code = match judge(Some(&meta), missing, front) {
+        let code = match judge(removes, missing, front) {
             Missing::Lost => Code::BackupJson,
             // A tar has the server's own blocks, in which damage shows by itself.
             Missing::Trimmed | Missing::Removed => Code::BackupMeanwhile,

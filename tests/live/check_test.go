@@ -459,8 +459,9 @@ func backupsInUse(t *testing.T, v Version) {
 			Snapshot(t, nc, name, dir)
 			for code, severity := range found(t, dir) {
 				seen[code] = true
-				// NATSARC1 alone does not tell what was removed from what could not be read.
-				unsure := code == "archive_incomplete" && (name == "WORK" || name == "LATEST")
+				// NATSARC1 alone does not tell what was removed from what could not be read. And until 2.14 servers write
+				// consumers last: these may know of messages that are not in the archive.
+				unsure := code == "archive_incomplete" && name != "PLAIN" || code == "consumer_ahead" && name == "WORK"
 				if severity != "note" && !(unsure && severity == "warning") {
 					t.Errorf("%s in use, backed up by %s: check says %s %s", name, v, severity, code)
 				}
