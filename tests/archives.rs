@@ -659,6 +659,33 @@ fn a_cluster_leaves_out_what_is_pending() {
 }
 
 #[test]
+fn an_ephemeral_consumer_of_a_2_15_0_cluster() {
+    let a = Archive::new(json!({})).consumer(json!({}), at((10, 10), (10, 10)));
+    let mut raw = a.v2();
+    // The entry is named `consumers`, joined with no name.
+    let at = raw.windows(11).position(|w| w == b"consumers/C").unwrap();
+    raw.drain(at + 9..at + 11);
+    let length = raw[..at].iter().rposition(|b| *b == 11).unwrap();
+    raw[length] = 9;
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("S");
+    a.write(&to, true);
+    let mut packed = Vec::new();
+    Encoder::new().encode_stream(&raw, &mut packed).unwrap();
+    fs::write(to.join("stream.tar.s2"), packed).unwrap();
+    let found = check(&to);
+    details(
+        &found,
+        "archive_member",
+        &["clusters of 2.15.0", "`jetsam backup`"],
+    );
+    assert!(
+        found.iter().all(|f| f["code"] != "archive_damaged"),
+        "{found:#?}"
+    );
+}
+
+#[test]
 fn keys_in_an_archive() {
     let mut a = Archive::new(json!({}));
     a.more.push(("meta.key", vec![7; 72]));
