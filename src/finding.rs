@@ -155,6 +155,38 @@ codes! {
     BackupJson = "backup_json", Error, "the backup does not hold what its backup.json says; take another backup";
     /// Fewer messages than the archive's own state says.
     ArchiveIncomplete = "archive_incomplete", Error, "the server left out messages it could not read; salvage the store they came from";
+    /// A NATSARC1 archive of a cluster, which leaves out what is pending.
+    ArchiveCluster = "archive_cluster", Warning, "after a restore expect messages again that were acknowledged; take the consumers from a node's store with `jetsam backup`";
+    /// Messages came or went while the backup was made.
+    BackupMeanwhile = "backup_meanwhile", Note, "normal where the stream was in use";
+    /// `backup.json` and the archive have different configurations.
+    BackupConfig = "backup_config", Warning, "a restore uses that of backup.json; if it was not changed on purpose, take the other (`nats stream restore --config`)";
+    /// The archive has not as many consumers as `backup.json` says.
+    BackupConsumers = "backup_consumers", Note, "a restore brings back those that are in the archive";
+
+    // What a restore of a whole archive runs into.
+    /// No server takes the stream's name.
+    RestoreName = "restore_name", Error, "restore it with `jetsam restore --rename`";
+    /// More replicas than a standalone server allows.
+    RestoreReplicas = "restore_replicas", Note, "restore it into a cluster, or with `nats stream restore --replicas 1` or `jetsam restore --replicas 1`";
+    /// A consumer because of which servers refuse the whole archive.
+    RestoreConsumer = "restore_consumer", Warning, "leave the consumer out: `jetsam backup -c` makes an archive of chosen ones";
+    /// More consumers than servers allow.
+    RestoreConsumerCount = "restore_consumer_count", Warning, "raise the limit, or make an archive of fewer with `jetsam backup -c`";
+    /// The configuration needs a certain server.
+    RestoreApiLevel = "restore_api_level", Note, "restore it with a server of that release or later";
+    /// The form of the archive needs a certain server.
+    RestoreFormat = "restore_format", Note, "`jetsam backup` makes an archive of it that every server takes";
+    /// Limits that apply to a restore.
+    RestoreLimits = "restore_limits", Warning, "raise the limit in backup.json before the restore, or lift it with `nats stream restore --config`";
+    /// A message too large for a restore.
+    RestoreSize = "restore_size", Warning, "raise the limit, or restore an archive that `jetsam backup` makes of it: that form is not measured";
+    /// Kept in memory.
+    RestoreStorage = "restore_storage", Warning, "restore it with another configuration (`--config`, \"storage\": \"file\")";
+    /// Key files in an archive.
+    RestoreKeys = "restore_keys", Warning, "make a plaintext archive of it with `jetsam backup` and the key";
+    /// A restore that a server does not survive.
+    RestoreCrash = "restore_crash", Warning, "do not restore it; make an archive without the damage with `jetsam backup --salvage`";
     /// Something to know before restoring it somewhere.
     RestoreHint = "restore_hint", Note, "see detail";
 

@@ -214,6 +214,8 @@ pub struct Totals {
     pub records: u64,
     /// Bytes of files read.
     pub file_bytes: u64,
+    /// The largest message of a NATSARC1 archive: its sequence, and bytes of headers and payload.
+    pub largest: (u64, u64),
 }
 
 /// A stream's state and what was found on the way.

@@ -23,6 +23,7 @@ use crate::format::seqset::SeqSet;
 use crate::pipeline::{self, Threads};
 use crate::source::Role;
 use crate::source::archive::V2;
+use crate::stream::meanwhile::{Missing, Removes, judge, removes};
 use crate::stream::{BlockFile, Index, Loaded, Scratch, Stream};
 use std::ops::ControlFlow;
 
@@ -821,6 +822,39 @@ pub(super) fn claimed(v2: &V2) -> StreamState {
     }
 }
 
+/// A server leaves out of NATSARC1 what it cannot read, its hash being wrong, and says nothing: the count alone tells.
+/// What is removed from the stream meanwhile is left out as well.
+fn left_out(
+    stream: &Stream,
+    claimed: &StreamState,
+    live: &BlockState,
+    missing: u64,
+    finding: Finding,
+) -> Finding {
+    let held = if live.msgs > 0 {
+        live.first
+    } else {
+        claimed.last_seq.saturating_add(1)
+    };
+    let front = held.saturating_sub(claimed.first_seq);
+    // A lone archive does not tell what its stream removes.
+    let removes = stream.meta.as_ref().map_or(Removes::Nothing, |m| {
+        removes(m, claimed.msgs, claimed.bytes)
+    });
+    let (severity, action) = match judge(removes, missing, front) {
+        Missing::Lost => return finding,
+        Missing::Trimmed => (
+            Severity::Note,
+            "the oldest are missing, as if limits had removed them while the backup was made; if nobody used the stream then, the server could not read them: check its store",
+        ),
+        Missing::Removed => (
+            Severity::Warning,
+            "in a stream that was in use they may have been removed while the backup was made; if nobody used it, the server could not read them: check its store",
+        ),
+    };
+    finding.severity(severity).action(action)
+}
+
 /// The state of a NATSARC1 archive: what it holds, compared with what it says of itself.
 pub(super) fn survey_entries(
     stream: &Stream,
@@ -843,6 +877,10 @@ pub(super) fn survey_entries(
     let mut doubts = 0usize;
     let end = v2.visit(threads, &mut |m| {
         totals.records += 1;
+        let body = (m.headers.len() as u64).saturating_add(m.payload.len() as u64);
+        if body > totals.largest.1 {
+            totals.largest = (m.seq, body);
+        }
         if live.msgs == 0 {
             live.first = m.seq;
             live.first_ts = m.ts;
@@ -870,6 +908,7 @@ pub(super) fn survey_entries(
         }
         ControlFlow::Continue(())
     });
+    let complete = end.as_ref().is_ok_and(|end| end.complete);
     match end {
         Ok(end) => findings.extend(end.findings.into_iter().map(&named)),
         Err(e) => findings.push(named(Finding::new(e.code(), e.to_string()))),
@@ -877,16 +916,21 @@ pub(super) fn survey_entries(
     progress(0);
     totals.blocks = 1;
     if live.msgs != state.msgs {
-        findings.push(named(Finding::new(
+        let finding = Finding::new(
             Code::ArchiveIncomplete,
             format!(
                 "state.json says {} messages, the archive holds {}",
                 state.msgs, live.msgs
             ),
-        )));
+        );
+        findings.push(named(match state.msgs.checked_sub(live.msgs) {
+            Some(missing) if complete => left_out(stream, &state, &live, missing, finding),
+            // Where the archive ends early or is damaged, that is why; more than there were no server writes.
+            _ => finding.action("the archive is not what the server wrote; take another backup"),
+        }));
         state.msgs = live.msgs;
     }
-    if live.msgs > 0 && (live.first != state.first_seq || live.last > state.last_seq) {
+    if live.msgs > 0 && (live.first < state.first_seq || live.last > state.last_seq) {
         findings.push(named(Finding::new(
             Code::ArchiveIncomplete,
             format!(

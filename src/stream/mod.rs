@@ -5,6 +5,7 @@
 
 mod consumer;
 mod load;
+pub mod meanwhile;
 
 pub use consumer::Consumer;
 pub use load::{Loaded, Scratch};
@@ -197,6 +198,15 @@ impl Stream {
             self.consumers = consumers
                 .map(|c| Consumer::configured(&c.name, &c.config))
                 .collect();
+        }
+    }
+
+    /// Whether it is in an archive, of either kind.
+    pub fn in_archive(&self) -> bool {
+        match &self.body {
+            Body::Blocks { dir, .. } => dir.as_os_str().is_empty() && *dir != self.path,
+            Body::Entries(_) => true,
+            Body::Config(_) => false,
         }
     }
 
@@ -624,6 +634,17 @@ impl Stream {
         let Some(last) = self.blocks.iter().find(|b| b.n == db.last_block).copied() else {
             if db.blocks.is_empty() && self.blocks.is_empty() {
                 return Ok(Index::Valid(db));
+            }
+            if self.in_archive() && !self.blocks.is_empty() {
+                // Servers write it once they have read the blocks: those with higher numbers began meanwhile.
+                return reject(
+                    format!(
+                        "it has a block {}, made after the others were read",
+                        db.last_block
+                    ),
+                    true,
+                    db,
+                );
             }
             let place = self.place(&msgs.join(format!("{}.blk", db.last_block)));
             self.push(

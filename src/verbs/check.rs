@@ -1,6 +1,7 @@
 //! `jetsam check`: reads and proves everything, and says what it found.
 
 use super::metrics::Metrics;
+use super::restorable::{self, Contents};
 use super::{Context, Exit, Failure, concerns, exit_for, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
@@ -159,10 +160,17 @@ fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
     config(&stream, &mut extra);
     consumers(&stream, &state, &mut extra);
     side_files(&stream, &state, &mut extra);
-    claims(&stream, &state, &mut extra);
     index_ahead(&stream, &state, &mut extra);
     if stream.role == Role::RaftGroup {
         raft_files(&stream, &mut extra);
+    }
+    if stream.in_archive() {
+        let contents = Contents {
+            state: &state,
+            largest: totals.largest,
+            damaged: damaged_records(&report.findings, &stream),
+        };
+        restorable::check(&stream, source.backup.as_ref(), &contents, &mut extra);
     }
     report.findings.extend(
         extra
@@ -177,6 +185,14 @@ fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
     if stream.role == Role::Stream {
         s.messages += state.msgs;
     }
+}
+
+/// Whether a record of the stream does not prove itself.
+fn damaged_records(findings: &[Finding], stream: &Stream) -> bool {
+    let kinds = [Code::RecordHash, Code::RecordStructure, Code::Garbage];
+    findings
+        .iter()
+        .any(|f| kinds.contains(&f.code) && f.stream.as_deref() == Some(&*stream.name))
 }
 
 /// The configuration: keys that some servers refuse.
@@ -336,48 +352,6 @@ fn side_files(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
     }
 }
 
-/// What `backup.json` says against what is there.
-fn claims(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
-    let Some(claimed) = &stream.claimed else {
-        return;
-    };
-    let place = {
-        let parent = stream.path.parent().unwrap_or(Path::new(""));
-        crate::source::text(&parent.join("backup.json"))
-    };
-    // The state is of the moment when the backup began: a stream in use may have gained messages and
-    // lost some to limits or acknowledgements by the time it was read.
-    if claimed.last_seq > state.last_seq {
-        out.push(
-            Finding::new(
-                Code::BackupJson,
-                format!(
-                    "backup.json says that the stream ends at sequence {}, the archive at {}",
-                    claimed.last_seq, state.last_seq
-                ),
-            )
-            .file(place),
-        );
-    } else if claimed.last_seq == state.last_seq && claimed.messages != state.msgs {
-        let severity = if state.msgs < claimed.messages {
-            Severity::Error
-        } else {
-            Severity::Warning
-        };
-        out.push(
-            Finding::new(
-                Code::BackupJson,
-                format!(
-                    "backup.json says {} messages, the archive holds {}",
-                    claimed.messages, state.msgs
-                ),
-            )
-            .severity(severity)
-            .file(place),
-        );
-    }
-}
-
 /// An `index.db` that is not of the last moment. Servers write messages to the block before they count
 /// them, so it may be behind the blocks and never ahead: then the end of the blocks is gone. Only replicas,
 /// raft logs and streams with asynchronous persistence are written in the background.
@@ -396,7 +370,17 @@ fn index_ahead(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
         || stream.meta.as_ref().is_some_and(|m| {
             m.num_replicas() > 1 || m.get("persist_mode").is_some_and(|v| v == "async")
         });
-    out.push(if prior.last_seq > end {
+    out.push(if prior.last_seq > end && stream.in_archive() {
+        // Servers write it when they have read the blocks: messages that came meanwhile are in neither.
+        Finding::new(
+            Code::BackupMeanwhile,
+            format!(
+                "index.db knows of messages up to sequence {}, stored after the blocks were read, which end at {end}",
+                prior.last_seq
+            ),
+        )
+        .file(place)
+    } else if prior.last_seq > end {
         let finding = Finding::new(
             Code::MessagesMissing,
             format!(

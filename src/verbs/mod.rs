@@ -10,6 +10,7 @@ pub mod inspect;
 pub mod ls;
 pub mod metrics;
 pub mod render;
+mod restorable;
 pub mod restore;
 pub mod view;
 

@@ -447,29 +447,24 @@ impl Index<'_> {
             let f = Finding::new(Code::ArchiveTrailing, detail);
             at.into_iter().fold(f, Finding::offset)
         };
-        if let Some(i) = junk {
+        if let Container::S2(frames) = self.container
+            && let Some((_, frame_end)) = frames.frame_at(end.saturating_sub(1))?
+            && frame_end < frames.len()
+        {
+            let more = frames.len().saturating_sub(frame_end);
+            let detail = format!("{more} bytes after the S2 frame in which the tar ends");
+            self.notes
+                .add("after the end", || trailing(detail, Some(frame_end)));
+        } else if let Some(i) = junk {
+            // Zeros are padding: most programs pad a tar to 10 KiB.
             let at = end.saturating_add(i as u64);
             let finding = trailing(
                 "bytes after the end of the tar".to_owned(),
                 self.container.place(at),
-            );
+            )
+            .severity(Severity::Note)
+            .action("servers pass over them");
             self.notes.add("after the end", || finding);
-            return Ok(());
-        }
-        match self.container {
-            // Blocks are padded to 10 KiB by most programs.
-            Container::Plain { .. } => {}
-            Container::S2(frames) => {
-                if let Some((_, frame_end)) = frames.frame_at(end.saturating_sub(1))?
-                    && frame_end < frames.len()
-                {
-                    let more = frames.len().saturating_sub(frame_end);
-                    let detail = format!("{more} bytes after the S2 frame in which the tar ends");
-                    self.notes
-                        .add("after the end", || trailing(detail, Some(frame_end)));
-                }
-            }
-            Container::Gzip(_) => {}
         }
         Ok(())
     }

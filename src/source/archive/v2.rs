@@ -214,6 +214,15 @@ impl V2 {
                                     .action("servers refuse to restore this archive")
                             }),
                         }
+                    } else if name == archive_v2::CONSUMERS.trim_end_matches('/') {
+                        count = count.saturating_add(1);
+                        notes.add("no name", || {
+                            Finding::new(
+                                Code::ArchiveMember,
+                                "a consumer without a name, as clusters of 2.15.0 write ephemeral ones; left out",
+                            )
+                            .action("servers refuse to restore this archive; make another with `jetsam backup`")
+                        });
                     } else {
                         notes.add("entry", || {
                             let name: String = name
