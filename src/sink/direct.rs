@@ -18,7 +18,7 @@ const PIECE: usize = 4 << 20;
 /// Files below this go through the page cache: many small direct writes are slow.
 const SMALL: usize = 256 << 10;
 
-/// A buffer that begins at a multiple of [`ALIGN`].
+/// A buffer that begins where a direct write can.
 #[derive(Debug)]
 pub struct Aligned {
     bytes: Vec<u8>,

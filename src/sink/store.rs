@@ -26,9 +26,9 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Permissions of files and directories, as servers give them.
+/// Permissions of files, as servers give them.
 const FILE_MODE: u32 = 0o640;
-/// See [`FILE_MODE`].
+/// Permissions of directories, as servers give them.
 pub const DIR_MODE: u32 = 0o750;
 
 /// How the new store is encrypted.
