@@ -1,5 +1,5 @@
-//! `jetsam` reads, proves and inspects the data directories of stopped NATS servers
-//! (JetStream's file store).
+//! `jetsam` reads, proves, inspects, archives and restores the data directories of stopped NATS
+//! servers (JetStream's file store).
 //!
 //! The layers, lowest first; each knows only those above it in this list:
 //!
@@ -8,6 +8,7 @@
 //! * [`source`] — where bytes come from: a directory, one file, an archive.
 //! * [`stream`] — one stream opened: configuration, keys, blocks, index, consumers.
 //! * [`state`] — what the server would serve.
+//! * [`sink`] — where messages go: archives, store directories.
 //! * [`verbs`] — what the commands do.
 //! * [`cli`] — arguments, tables, progress, exit codes.
 #![cfg_attr(

@@ -2,20 +2,20 @@
 
 use super::info::describe;
 use super::metrics::Metrics;
+use super::refusal::{Refusal, go_on, require_sound, require_unchanged};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
-use crate::finding::{Code, Finding, Severity};
+use crate::finding::Severity;
 use crate::format::backup_json::{self, BackupJson};
+use crate::sink::Written;
 use crate::sink::archive::{self, Format};
 use crate::sink::outgoing::{OutConsumer, Outgoing, is_plain_name};
 use crate::sink::staged::{PREFIX, StagedDir, write_synced};
-use crate::sink::{SinkError, Written};
 use crate::source::{SourceKind, StreamSource, text};
 use crate::state::visit::Pass;
 use serde_json::{Value, json};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// Archives are for their owner alone, as with the `nats` CLI.
@@ -39,48 +39,6 @@ struct Outcome {
     path: PathBuf,
     result: Result<(Written, usize), Refusal>,
     time: Duration,
-}
-
-/// Why a stream was not archived.
-enum Refusal {
-    Damaged(Vec<Finding>),
-    Key(Vec<Finding>),
-    Failed(String),
-    Changed,
-    Interrupted,
-}
-
-impl Refusal {
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Damaged(_) => Exit::Found,
-            Self::Key(_) => Exit::Key,
-            Self::Failed(_) => Exit::Failed,
-            Self::Changed => Exit::InUse,
-            Self::Interrupted => Exit::Interrupted,
-        }
-    }
-
-    fn reason(&self) -> String {
-        match self {
-            Self::Damaged(findings) => {
-                let errors = findings
-                    .iter()
-                    .filter(|f| f.severity == Severity::Error)
-                    .count() as u64;
-                format!(
-                    "damaged ({}): refused; `jetsam check` lists the damage, --salvage archives what can be proven",
-                    render::number_of(errors, "error")
-                )
-            }
-            Self::Key(_) => "a key is missing or wrong".into(),
-            Self::Failed(why) => why.clone(),
-            Self::Changed => {
-                "the source changed while it was read: a server is running on it".into()
-            }
-            Self::Interrupted => "interrupted".into(),
-        }
-    }
 }
 
 /// Where each stream goes.
@@ -229,10 +187,7 @@ fn all(
                 }
             }
             Err(refusal) => {
-                if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
-                    warn_of(ctx.monitor, findings);
-                    metrics.count(findings);
-                }
+                refusal.tell(ctx, metrics);
                 exit = exit.worse(refusal.exit());
             }
         }
@@ -270,20 +225,8 @@ fn one(
     options: &Options,
     told_plaintext: &mut bool,
 ) -> Result<(Written, usize), Refusal> {
-    let stopped = || ctx.stop.load(Ordering::Relaxed);
     let mut d = describe(ctx, source, false, true);
-    let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
-    if d.stream.locked || d.findings.iter().any(is_key) {
-        d.findings.retain(is_key);
-        return Err(Refusal::Key(d.findings));
-    }
-    let damaged = d.findings.iter().any(|f| f.severity == Severity::Error);
-    if damaged && !options.salvage {
-        return Err(Refusal::Damaged(d.findings));
-    }
-    if stopped() {
-        return Err(Refusal::Interrupted);
-    }
+    require_sound(ctx, &mut d, options.salvage)?;
     let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
         return Err(Refusal::Damaged(d.findings));
     };
@@ -317,13 +260,11 @@ fn one(
         ctx.monitor
             .warn("the source is encrypted; archives are plaintext, as the server's are");
     }
-    let failed =
-        |e: std::io::Error, path: &Path| Refusal::Failed(format!("{}: {e}", path.display()));
     let parent = match target.parent() {
         Some(p) if !p.as_os_str().is_empty() => p,
         _ => Path::new("."),
     };
-    let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
+    let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| Refusal::io(&e, parent))?;
     let data = staged.path().join("stream.tar.s2.part");
     let pass_progress = |n| ctx.monitor.advance(n);
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &pass_progress);
@@ -344,26 +285,18 @@ fn one(
         &ctx.stop,
     );
     ctx.monitor.end();
-    let mut written = written.map_err(|e| match e {
-        SinkError::Damaged { findings, .. } => Refusal::Damaged(findings),
-        SinkError::Interrupted => Refusal::Interrupted,
-        e => Refusal::Failed(e.to_string()),
-    })?;
+    let mut written = written?;
     let meta = backup_json::encode(&BackupJson {
         config: out.meta.config.clone(),
         state: claim,
     });
     let name = staged.path().join("backup.json");
-    write_synced(&name, &meta).map_err(|e| failed(e, &name))?;
+    write_synced(&name, &meta).map_err(|e| Refusal::io(&e, &name))?;
     let whole = staged.path().join("stream.tar.s2");
-    std::fs::rename(&data, &whole).map_err(|e| failed(e, &whole))?;
-    if opened.changed() && !ctx.live {
-        return Err(Refusal::Changed);
-    }
-    if stopped() {
-        return Err(Refusal::Interrupted);
-    }
-    staged.commit(target).map_err(|e| failed(e, target))?;
+    std::fs::rename(&data, &whole).map_err(|e| Refusal::io(&e, &whole))?;
+    require_unchanged(ctx, opened)?;
+    go_on(ctx)?;
+    staged.commit(target).map_err(|e| Refusal::io(&e, target))?;
     // What was wrong, and no reason to refuse it.
     d.findings.append(&mut written.findings);
     d.findings.retain(|f| f.severity == Severity::Error);
@@ -383,9 +316,10 @@ fn line(ctx: &mut Context<'_>, o: &Outcome) -> Result<(), Failure> {
             render::bytes(w.compressed),
             render::took(o.time)
         )?,
-        Err(refusal) => ctx
-            .monitor
-            .warn(&format!("{name}: not backed up: {}", refusal.reason())),
+        Err(refusal) => ctx.monitor.warn(&format!(
+            "{name}: not backed up: {}",
+            refusal.reason("archives")
+        )),
     }
     Ok(())
 }
@@ -424,7 +358,7 @@ fn as_json(o: &Outcome) -> Value {
             "seconds": o.time.as_secs_f64(),
             "errors": w.findings.len(),
         }),
-        Err(refusal) => json!({ "error": refusal.reason() }),
+        Err(refusal) => json!({ "error": refusal.reason("archives") }),
     };
     if let (Some(v), Value::Object(more)) = (v.as_object_mut(), more) {
         v.extend(more);

@@ -6,13 +6,14 @@
 use super::backup::require_outside;
 use super::info::describe_to_copy;
 use super::metrics::Metrics;
+use super::refusal::{Refusal, go_on, require_sound, require_unchanged};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
-use crate::finding::{Code, Finding, Severity};
+use crate::finding::Severity;
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
+use crate::sink::Written;
 use crate::sink::outgoing::{Outgoing, is_plain_name};
 use crate::sink::staged::{StagedDir, make_dirs, remove_empty, rename_new, swap, sync_dir};
 use crate::sink::store::{self, DIR_MODE, Encryption, Target};
-use crate::sink::{SinkError, Written};
 use crate::source::select::Selector;
 use crate::source::{self, OpenOptions, StreamSource, in_use, text};
 use crate::state::subjects::collide;
@@ -23,7 +24,6 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// What to restore as what.
@@ -66,36 +66,6 @@ struct Plan<'s> {
     target: PathBuf,
     /// Bytes that it will need at most.
     bytes: u64,
-}
-
-/// Why a stream was not restored.
-enum Refusal {
-    Damaged(Vec<Finding>),
-    Key(Vec<Finding>),
-    InUse(String),
-    Failed(String),
-    Interrupted,
-}
-
-impl Refusal {
-    fn exit(&self) -> Exit {
-        match self {
-            Self::Damaged(_) => Exit::Found,
-            Self::Key(_) => Exit::Key,
-            Self::InUse(_) => Exit::InUse,
-            Self::Failed(_) => Exit::Failed,
-            Self::Interrupted => Exit::Interrupted,
-        }
-    }
-
-    fn reason(&self) -> String {
-        match self {
-            Self::Damaged(_) => "the source is damaged: refused; `jetsam check` lists the damage, --salvage restores what can be proven".into(),
-            Self::Key(_) => "a key is missing or wrong".into(),
-            Self::InUse(why) | Self::Failed(why) => why.clone(),
-            Self::Interrupted => "interrupted".into(),
-        }
-    }
 }
 
 /// What a restored stream came to.
@@ -450,10 +420,7 @@ fn all(
                 bytes = bytes.saturating_add(r.written.compressed);
             }
             Err(refusal) => {
-                if let Refusal::Damaged(findings) | Refusal::Key(findings) = refusal {
-                    warn_of(ctx.monitor, findings);
-                    metrics.count(findings);
-                }
+                refusal.tell(ctx, metrics);
                 exit = exit.worse(refusal.exit());
             }
         }
@@ -522,7 +489,7 @@ fn report(
                 "errors": r.written.findings.len(),
                 "replaced": r.aside.as_deref().map(text),
             }),
-            Err(refusal) => json!({ "error": refusal.reason() }),
+            Err(refusal) => json!({ "error": refusal.reason("restores") }),
         };
         if let (Some(row), Value::Object(mut more)) = (row.as_object_mut(), more) {
             more.retain(|_, v| !v.is_null());
@@ -547,9 +514,10 @@ fn report(
                 writeln!(ctx.out, "{name}: the old one is at {}", aside.display())?;
             }
         }
-        Err(refusal) => ctx
-            .monitor
-            .warn(&format!("{name}: not restored: {}", refusal.reason())),
+        Err(refusal) => ctx.monitor.warn(&format!(
+            "{name}: not restored: {}",
+            refusal.reason("restores")
+        )),
     }
     Ok(())
 }
@@ -562,20 +530,8 @@ fn one(
     plan: &Plan<'_>,
     options: &Options,
 ) -> Result<Restored, Refusal> {
-    let stopped = || ctx.stop.load(Ordering::Relaxed);
     let mut d = describe_to_copy(ctx, plan.source);
-    let is_key = |f: &Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
-    if d.stream.locked || d.findings.iter().any(is_key) {
-        d.findings.retain(is_key);
-        return Err(Refusal::Key(d.findings));
-    }
-    let damaged = d.findings.iter().any(|f| f.severity == Severity::Error);
-    if damaged && !options.salvage {
-        return Err(Refusal::Damaged(d.findings));
-    }
-    if stopped() {
-        return Err(Refusal::Interrupted);
-    }
+    require_sound(ctx, &mut d, options.salvage)?;
     if d.stream.meta.is_none()
         && let Some(config) = &options.config
     {
@@ -634,8 +590,7 @@ fn one(
         })
     };
 
-    let failed = |e: io::Error, path: &Path| Refusal::Failed(format!("{}: {e}", path.display()));
-    let staged = StagedDir::new(root, DIR_MODE).map_err(|e| failed(e, root))?;
+    let staged = StagedDir::new(root, DIR_MODE).map_err(|e| Refusal::io(&e, root))?;
     let progress = |n| ctx.monitor.advance(n);
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &progress);
     ctx.monitor
@@ -647,28 +602,18 @@ fn one(
     };
     let written = store::write(&out, &pass, options.salvage, &target, &ctx.stop);
     ctx.monitor.end();
-    let mut written = written.map_err(|e| match e {
-        SinkError::Damaged { findings, .. } => Refusal::Damaged(findings),
-        SinkError::Interrupted => Refusal::Interrupted,
-        e => Refusal::Failed(e.to_string()),
-    })?;
-    if opened.changed() && !ctx.live {
-        return Err(Refusal::InUse(
-            "the source changed while it was read: a server is running on it".into(),
-        ));
-    }
+    let mut written = written?;
+    require_unchanged(ctx, opened)?;
     require_stopped(root).map_err(Refusal::InUse)?;
-    if stopped() {
-        return Err(Refusal::Interrupted);
-    }
+    go_on(ctx)?;
     let parent = plan.target.parent().unwrap_or(root);
     // What is new belongs to whoever owns the directory that it is made in.
     let there = parent.ancestors().find(|p| p.exists()).unwrap_or(root);
-    let owner = fs::metadata(there).map_err(|e| failed(e, there))?;
-    own(staged.path(), &owner).map_err(|e| failed(e, staged.path()))?;
-    let made = make_dirs(parent, DIR_MODE).map_err(|e| failed(e, parent))?;
+    let owner = fs::metadata(there).map_err(|e| Refusal::io(&e, there))?;
+    own(staged.path(), &owner).map_err(|e| Refusal::io(&e, staged.path()))?;
+    let made = make_dirs(parent, DIR_MODE).map_err(|e| Refusal::io(&e, parent))?;
     for dir in &made {
-        own_one(dir, &owner).map_err(|e| failed(e, dir))?;
+        own_one(dir, &owner).map_err(|e| Refusal::io(&e, dir))?;
     }
     let consumers = out.consumers.len();
     let done = if options.replace && plan.target.exists() {
@@ -678,7 +623,7 @@ fn one(
     };
     let aside = done.map_err(|e| {
         remove_empty(&made);
-        failed(e, &plan.target)
+        Refusal::io(&e, &plan.target)
     })?;
     // What was wrong, and no reason to refuse it.
     d.findings.append(&mut written.findings);
