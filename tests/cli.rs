@@ -362,12 +362,26 @@ fn exit_3_when_the_store_is_in_use() {
 }
 
 /// `view` of much, its output into a pipe that is not read yet.
+/// A shell's background jobs ignore SIGINT, and so does what they start.
+fn interrupts_are_ignored() -> bool {
+    const SIGINT: u32 = 2;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|l| l.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|m| u64::from_str_radix(m.trim(), 16).ok());
+    mask.is_some_and(|m| m >> (SIGINT - 1) & 1 == 1)
+}
+
 fn stuck_view(store: &Path) -> Child {
-    let mut j = Jetsam::new()
-        .args(["view", "--json", "--deleted"])
-        .arg(store);
+    let mut j = Jetsam::new();
+    if interrupts_are_ignored() {
+        let jetsam = j.command.get_program().to_owned();
+        j.command = Command::new("env");
+        j.command.arg("--default-signal=INT").arg(jetsam);
+    }
     let child = j
         .command
+        .args(["view", "--json", "--deleted"])
+        .arg(store)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
