@@ -361,7 +361,6 @@ fn exit_3_when_the_store_is_in_use() {
     Jetsam::new().arg("check").arg(&store).run().status(0);
 }
 
-/// `view` of much, its output into a pipe that is not read yet.
 /// A shell's background jobs ignore SIGINT, and so does what they start.
 fn interrupts_are_ignored() -> bool {
     const SIGINT: u32 = 2;
@@ -371,6 +370,7 @@ fn interrupts_are_ignored() -> bool {
     mask.is_some_and(|m| m >> (SIGINT - 1) & 1 == 1)
 }
 
+/// `view` of much, its output into a pipe that is not read yet.
 fn stuck_view(store: &Path) -> Child {
     let mut j = Jetsam::new();
     if interrupts_are_ignored() {
