@@ -22,7 +22,6 @@ use crate::state::subjects::SubjectMap;
 use crate::state::visit::Message;
 use crate::time::parse_rfc3339;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What to write, and what to note of it.
 #[derive(Debug)]
@@ -39,7 +38,6 @@ pub struct Layout<'a> {
     pub schedules: bool,
     /// Note from where sourced messages come, for `sources.db`.
     pub sources: bool,
-    next: AtomicU64,
 }
 
 impl<'a> Layout<'a> {
@@ -52,7 +50,6 @@ impl<'a> Layout<'a> {
             ttls: false,
             schedules: false,
             sources: false,
-            next: AtomicU64::new(1),
         }
     }
 }
@@ -100,10 +97,7 @@ impl Block {
         let key = match self.key {
             Some(key) => key,
             None => {
-                self.entry.index = match m.block {
-                    0 => layout.next.fetch_add(1, Ordering::Relaxed),
-                    n => n,
-                };
+                self.entry.index = m.block;
                 let key = HashKey::block(layout.name, self.entry.index);
                 *self.key.insert(key)
             }

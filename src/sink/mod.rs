@@ -11,7 +11,7 @@ pub mod outgoing;
 pub mod staged;
 pub mod store;
 
-use crate::finding::Finding;
+use crate::finding::{Finding, Severity};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -64,6 +64,16 @@ pub struct Written {
     pub compressed: u64,
     /// What was wrong with the source, where that was no reason to stop.
     pub findings: Vec<Finding>,
+}
+
+impl Written {
+    /// Of a source with these findings: keeps the errors, which were no reason to refuse it.
+    pub fn of_damaged(mut self, mut found: Vec<Finding>) -> Self {
+        found.append(&mut self.findings);
+        found.retain(|f| f.severity == Severity::Error);
+        self.findings = found;
+        self
+    }
 }
 
 /// Things that workers use in turn, and that cost to make.

@@ -92,7 +92,7 @@ impl StagedDir {
         sync_tree(&self.path)?;
         rename_new(&self.path, target)?;
         self.kept = true;
-        sync_dir(target.parent().unwrap_or(Path::new("")))
+        sync_dir(parent(target))
     }
 }
 
@@ -121,13 +121,16 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
+/// The directory that `path` is in.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(p) if !p.as_os_str().is_empty() => p,
+        _ => Path::new("."),
+    }
+}
+
 /// Syncs one directory's entries.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
-    let dir = if dir.as_os_str().is_empty() {
-        Path::new(".")
-    } else {
-        dir
-    };
     File::open(dir)?.sync_all()
 }
 

@@ -2,14 +2,15 @@
 
 use super::info::describe;
 use super::metrics::Metrics;
-use super::refusal::{Refusal, go_on, require_sound, require_unchanged};
+use super::refusal::{
+    Refusal, go_on, require_consumers, require_sound, require_unchanged, tell_written,
+};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
-use crate::finding::Severity;
 use crate::format::backup_json::{self, BackupJson};
 use crate::sink::Written;
 use crate::sink::archive::{self, Format};
 use crate::sink::outgoing::{OutConsumer, Outgoing, is_plain_name};
-use crate::sink::staged::{PREFIX, StagedDir, write_synced};
+use crate::sink::staged::{PREFIX, StagedDir, parent, write_synced};
 use crate::source::{SourceKind, StreamSource, text};
 use crate::state::visit::Pass;
 use serde_json::{Value, json};
@@ -19,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Archives are for their owner alone, as with the `nats` CLI.
-const DIR_MODE: u32 = 0o700;
+pub const DIR_MODE: u32 = 0o700;
 
 /// What to write, and how.
 #[derive(Debug, Clone, Default)]
@@ -177,15 +178,7 @@ fn all(
         let result = one(ctx, &opened, source, &target, options, &mut told_plaintext);
         let interrupted = matches!(result, Err(Refusal::Interrupted));
         match &result {
-            Ok((written, _)) => {
-                metrics.streams += 1;
-                metrics.bytes += written.compressed;
-                metrics.count(&written.findings);
-                if !written.findings.is_empty() {
-                    warn_of(ctx.monitor, &written.findings);
-                    exit = exit.worse(Exit::Found);
-                }
-            }
+            Ok((written, _)) => exit = exit.worse(tell_written(ctx, metrics, written)),
             Err(refusal) => {
                 refusal.tell(ctx, metrics);
                 exit = exit.worse(refusal.exit());
@@ -245,25 +238,13 @@ fn one(
             ));
         }
     }
-    if let Some(name) = out.bad_consumer() {
-        return Err(Refusal::Failed(format!(
-            "consumer {:?}: two of that name, or no name for a directory; --no-consumers leaves consumers out",
-            render::safe(name)
-        )));
-    }
-    for dropped in &out.dropped {
-        ctx.monitor
-            .warn(&format!("{dropped}: left out, servers refuse it"));
-    }
+    require_consumers(ctx, &out)?;
     if d.stream.cipher.is_some() && !*told_plaintext {
         *told_plaintext = true;
         ctx.monitor
             .warn("the source is encrypted; archives are plaintext, as the server's are");
     }
-    let parent = match target.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+    let parent = parent(target);
     let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| Refusal::io(&e, parent))?;
     let data = staged.path().join("stream.tar.s2.part");
     let pass_progress = |n| ctx.monitor.advance(n);
@@ -285,7 +266,7 @@ fn one(
         &ctx.stop,
     );
     ctx.monitor.end();
-    let mut written = written?;
+    let written = written?;
     let meta = backup_json::encode(&BackupJson {
         config: out.meta.config.clone(),
         state: claim,
@@ -297,11 +278,8 @@ fn one(
     require_unchanged(ctx, opened)?;
     go_on(ctx)?;
     staged.commit(target).map_err(|e| Refusal::io(&e, target))?;
-    // What was wrong, and no reason to refuse it.
-    d.findings.append(&mut written.findings);
-    d.findings.retain(|f| f.severity == Severity::Error);
-    written.findings = d.findings;
-    Ok((written, out.consumers.len()))
+    let consumers = out.consumers.len();
+    Ok((written.of_damaged(d.findings), consumers))
 }
 
 fn line(ctx: &mut Context<'_>, o: &Outcome) -> Result<(), Failure> {

@@ -1,14 +1,13 @@
 //! `jetsam config backup` and `jetsam config show`: configurations of streams and consumers, without messages.
 
-use super::backup::{require_free, require_outside};
+use super::backup::{DIR_MODE, require_free, require_outside};
 use super::{Context, Exit, Failure, Opened, exit_for, info, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::cli_json::indented;
 use crate::format::config_backup::{self, ConfigBackup, Configuration};
 use crate::format::meta::MetaInf;
-use crate::sink::outgoing::is_plain_name;
-use crate::sink::outgoing::sanitise;
-use crate::sink::staged::{StagedDir, write_synced};
+use crate::sink::outgoing::{is_plain_name, sanitise};
+use crate::sink::staged::{StagedDir, parent, write_synced};
 use crate::source::config_dir::{ConfiguredConsumer, ConfiguredStream};
 use crate::source::{Role, SourceKind, text};
 use crate::stream::{Stream, Want};
@@ -408,17 +407,11 @@ fn require_names(s: &ConfiguredStream, files: &[Out], account: bool) -> Result<(
     Ok(())
 }
 
-/// Configurations may hold secrets of others, not of the public.
-const DIR_MODE: u32 = 0o700;
-
 type Planned<'s> = (&'s ConfiguredStream, PathBuf, Vec<Out>);
 
 /// Writes all of it or nothing.
 fn write(dest: &Path, all: &[Planned<'_>]) -> Result<(), (PathBuf, io::Error)> {
-    let parent = match dest.parent() {
-        Some(p) if !p.as_os_str().is_empty() => p,
-        _ => Path::new("."),
-    };
+    let parent = parent(dest);
     let staged = StagedDir::new(parent, DIR_MODE).map_err(|e| (parent.to_owned(), e))?;
     for (_, base, files) in all {
         let dir = staged.path().join(base);

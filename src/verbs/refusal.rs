@@ -4,7 +4,8 @@ use super::info::Described;
 use super::metrics::Metrics;
 use super::{Context, Exit, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
-use crate::sink::SinkError;
+use crate::sink::outgoing::Outgoing;
+use crate::sink::{SinkError, Written};
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -101,6 +102,34 @@ pub fn require_sound(
         return Err(Refusal::Damaged(std::mem::take(findings)));
     }
     go_on(ctx)
+}
+
+/// Fails where a consumer cannot be written, and says what is left out of configurations.
+pub fn require_consumers(ctx: &Context<'_>, out: &Outgoing<'_>) -> Result<(), Refusal> {
+    if let Some(name) = out.bad_consumer() {
+        return Err(Refusal::Failed(format!(
+            "consumer {:?}: two of that name, or no name for a directory; --no-consumers leaves consumers out",
+            render::safe(name)
+        )));
+    }
+    for dropped in &out.dropped {
+        ctx.monitor
+            .warn(&format!("{dropped}: left out, servers refuse it"));
+    }
+    Ok(())
+}
+
+/// Counts a stream that was written, and says what was wrong with it all the same.
+pub fn tell_written(ctx: &Context<'_>, metrics: &mut Metrics, written: &Written) -> Exit {
+    metrics.streams += 1;
+    metrics.bytes += written.compressed;
+    metrics.count(&written.findings);
+    warn_of(ctx.monitor, &written.findings);
+    if written.findings.is_empty() {
+        Exit::Clean
+    } else {
+        Exit::Found
+    }
 }
 
 /// Fails where something has written to the source since it was opened.

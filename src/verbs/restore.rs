@@ -6,9 +6,10 @@
 use super::backup::require_outside;
 use super::info::describe_to_copy;
 use super::metrics::Metrics;
-use super::refusal::{Refusal, go_on, require_sound, require_unchanged};
+use super::refusal::{
+    Refusal, go_on, require_consumers, require_sound, require_unchanged, tell_written,
+};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
-use crate::finding::Severity;
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
 use crate::sink::Written;
 use crate::sink::outgoing::{Outgoing, is_plain_name};
@@ -408,14 +409,8 @@ fn all(
         let interrupted = matches!(result, Err(Refusal::Interrupted));
         match &result {
             Ok(r) => {
-                if !r.written.findings.is_empty() {
-                    warn_of(ctx.monitor, &r.written.findings);
-                    exit = exit.worse(Exit::Found);
-                }
+                exit = exit.worse(tell_written(ctx, metrics, &r.written));
                 done += 1;
-                metrics.streams += 1;
-                metrics.bytes += r.written.compressed;
-                metrics.count(&r.written.findings);
                 messages = messages.saturating_add(r.written.messages);
                 bytes = bytes.saturating_add(r.written.compressed);
             }
@@ -567,16 +562,7 @@ fn one(
         ));
     }
     out.consumers.retain(|c| !c.meta.mem_storage());
-    if let Some(name) = out.bad_consumer() {
-        return Err(Refusal::Failed(format!(
-            "consumer {:?}: two of that name, or no name for a directory; --no-consumers leaves consumers out",
-            render::safe(name)
-        )));
-    }
-    for dropped in &out.dropped {
-        ctx.monitor
-            .warn(&format!("{dropped}: left out, servers refuse it"));
-    }
+    require_consumers(ctx, &out)?;
 
     let encryption = if options.decrypt {
         None
@@ -602,7 +588,7 @@ fn one(
     };
     let written = store::write(&out, &pass, options.salvage, &target, &ctx.stop);
     ctx.monitor.end();
-    let mut written = written?;
+    let written = written?;
     require_unchanged(ctx, opened)?;
     require_stopped(root).map_err(Refusal::InUse)?;
     go_on(ctx)?;
@@ -625,12 +611,8 @@ fn one(
         remove_empty(&made);
         Refusal::io(&e, &plan.target)
     })?;
-    // What was wrong, and no reason to refuse it.
-    d.findings.append(&mut written.findings);
-    d.findings.retain(|f| f.severity == Severity::Error);
-    written.findings = d.findings;
     Ok(Restored {
-        written,
+        written: written.of_damaged(d.findings),
         consumers,
         aside,
     })
