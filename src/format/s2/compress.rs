@@ -4,7 +4,7 @@
 //! taken after its bytes were compared, so a wrong entry can cost size, never content.
 
 /// Bits of the table's index.
-const TABLE_BITS: u32 = 15;
+const TABLE_BITS: u32 = 16;
 /// Entries of the table.
 const TABLE: usize = 1 << TABLE_BITS;
 /// Below this many bytes from the end nothing is matched: loads of 8 bytes need room.
@@ -173,49 +173,27 @@ fn elements(src: &[u8], table: &mut [u32; TABLE], dst: &mut [u8]) -> usize {
     table.fill(0);
     let mut out = Out { dst, at: 0 };
     let limit = src.len().saturating_sub(MARGIN);
-    let (mut s, mut lit, mut repeat) = (1usize, 0usize, 0usize);
+    let (mut s, mut lit) = (1usize, 0usize);
     #[expect(
         clippy::indexing_slicing,
         reason = "slot() is below the table's length"
     )]
-    'outer: while s < limit {
-        // Look for a match, the farther apart the longer there was none.
-        let mut candidate;
-        loop {
-            let v = load64(src, s);
-            let (h0, h1) = (slot(v), slot(v >> 8));
-            candidate = table[h0] as usize;
-            let second = table[h1] as usize;
-            table[h0] = s as u32;
-            table[h1] = (s + 1) as u32;
-            if repeat > 0 && (v >> 8) as u32 == load32(src, s + 1 - repeat) {
-                let mut from = s + 1;
-                while from > lit && from > repeat && src.get(from - 1) == src.get(from - 1 - repeat)
-                {
-                    from -= 1;
-                }
-                out.literal(src, lit, from);
-                let n = common(src, from - repeat, from);
-                out.repeat(n);
-                s = from + n;
-                lit = s;
-                if s >= limit {
-                    break 'outer;
-                }
-                continue;
-            }
-            if v as u32 == load32(src, candidate) && candidate < s {
-                break;
-            }
-            if (v >> 8) as u32 == load32(src, second) && second <= s {
-                candidate = second;
-                s += 1;
-                break;
-            }
+    while s < limit {
+        // Two positions at once. The table only ever holds positions before them.
+        let v = load64(src, s);
+        let (h0, h1) = (slot(v), slot(v >> 8));
+        let mut candidate = table[h0] as usize;
+        let second = table[h1] as usize;
+        table[h0] = s as u32;
+        table[h1] = (s + 1) as u32;
+        if v as u32 == load32(src, candidate) && candidate < s {
+        } else if (v >> 8) as u32 == load32(src, second) && second <= s {
+            candidate = second;
+            s += 1;
+        } else {
+            // The farther apart the longer there was no match.
             s += 2 + ((s - lit) >> 6);
-            if s >= limit {
-                break 'outer;
-            }
+            continue;
         }
         // Backwards as far as it goes.
         while s > lit && candidate > 0 && src.get(s - 1) == src.get(candidate - 1) {
@@ -223,26 +201,10 @@ fn elements(src: &[u8], table: &mut [u32; TABLE], dst: &mut [u8]) -> usize {
             candidate -= 1;
         }
         out.literal(src, lit, s);
-        loop {
-            let n = common(src, candidate, s);
-            repeat = s - candidate;
-            out.copy(repeat, n);
-            s += n;
-            lit = s;
-            if s >= limit {
-                break 'outer;
-            }
-            // Another one right behind it?
-            let v = load64(src, s - 2);
-            let (before, here) = (slot(v), slot(v >> 16));
-            candidate = table[here] as usize;
-            table[before] = (s - 2) as u32;
-            table[here] = s as u32;
-            if (v >> 16) as u32 != load32(src, candidate) {
-                s += 1;
-                break;
-            }
-        }
+        let n = common(src, candidate, s);
+        out.copy(s - candidate, n);
+        s += n;
+        lit = s;
     }
     out.literal(src, lit, src.len());
     out.at
