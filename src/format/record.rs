@@ -427,6 +427,7 @@ pub fn scan<'a>(
     mut visit: impl FnMut(Step<'a>),
 ) -> u64 {
     let mut pos = 0usize;
+    let mut near = None;
     let mut budget = (buf.len() as u64)
         .saturating_mul(RESYNC_BUDGET)
         .saturating_add(1 << 20);
@@ -437,6 +438,7 @@ pub fn scan<'a>(
             && record.proves(prover)
         {
             pos = pos.saturating_add(record.raw.len());
+            near = Some(record.seq);
             visit(Step::Record(record, Proof::Proven));
             continue;
         }
@@ -455,13 +457,13 @@ pub fn scan<'a>(
                 visit(Step::Record(record, Proof::HashMismatch));
                 continue;
             }
-            if after.is_empty() && resync(rest, 1, prover, &mut budget).is_none() {
+            if after.is_empty() && resync_near(rest, 1, near, prover, &mut budget).is_none() {
                 visit(Step::Record(record, Proof::HashMismatch));
                 pos = buf.len();
                 continue;
             }
         }
-        let found = resync(rest, 1, prover, &mut budget);
+        let found = resync_near(rest, 1, near, prover, &mut budget);
         // Several bad records in a row: lengths that chain up to the next proven record are
         // records whose content is damaged, not garbage.
         let until = found.unwrap_or(rest.len());
@@ -511,27 +513,76 @@ fn chains_to(buf: &[u8], target: usize) -> bool {
 /// The first offset from `from` on where a record proves itself. Cheap tests first, the hash last.
 /// `budget` is the number of bytes that may still be hashed.
 pub fn resync(buf: &[u8], from: usize, prover: &Prover, budget: &mut u64) -> Option<usize> {
+    resync_near(buf, from, None, prover, budget)
+}
+
+/// Sequences at or above this are only believed close to a known one: in random bytes they, and
+/// not the lengths, tell a record that is worth its hash.
+const UNUSUAL_SEQ: u64 = 1 << 48;
+
+/// [`resync`] in a block where the sequence `near` is known. Records with a sequence above 2^48 and
+/// more than 2^32 away from `near` are looked for only when there is no other.
+pub fn resync_near(
+    buf: &[u8],
+    from: usize,
+    near: Option<u64>,
+    prover: &Prover,
+    budget: &mut u64,
+) -> Option<usize> {
+    let usual =
+        |seq: u64| seq < UNUSUAL_SEQ || near.is_some_and(|near| seq.abs_diff(near) >> 32 == 0);
+    hunt(buf, from, usual, prover, budget)
+        .or_else(|| hunt(buf, from, |seq| !usual(seq), prover, budget))
+}
+
+/// Positions that are looked at together.
+const STRIDE: usize = 32;
+
+/// The first offset from `from` on with a proven record whose sequence `wanted` wants.
+fn hunt(
+    buf: &[u8],
+    from: usize,
+    wanted: impl Fn(u64) -> bool,
+    prover: &Prover,
+    budget: &mut u64,
+) -> Option<usize> {
+    let last = buf.len().checked_sub(MIN_LEN)?;
+    // No length that fits has a higher last byte, its flag aside.
+    let top = (buf.len().saturating_sub(from) >> 24).min(0x7f) as u8;
     let mut pos = from;
-    while let Some(rest) = buf.get(pos..)
-        && rest.len() >= MIN_LEN
-    {
-        if let Some((len, has_headers)) = record_len(rest)
-            && len >= MIN_LEN
-            && len <= rest.len()
-            && let Some(slen) = rest.get(20..).and_then(|b| b.first_chunk::<2>())
-            && usize::from(u16::from_le_bytes(*slen)) + if has_headers { 4 } else { 0 }
-                <= len - MIN_LEN
-            && let Ok(record) = Record::decode(rest, 0)
+    while pos <= last {
+        if let Some(tops) = buf.get(pos + 3..).and_then(|b| b.first_chunk::<STRIDE>())
+            && !tops.iter().fold(false, |any, b| any | (b & 0x7f <= top))
         {
-            if *budget < record.len() {
-                return None;
+            pos += STRIDE;
+            continue;
+        }
+        for at in pos..=last.min(pos + STRIDE - 1) {
+            let rest = buf.get(at..).unwrap_or_default();
+            let Some(fixed) = rest.first_chunk::<FIXED_LEN>() else {
+                break;
+            };
+            let [w0, w1, w2, w3, s0, s1, s2, s3, s4, s5, s6, s7, .., l0, l1] = *fixed;
+            let word = u32::from_le_bytes([w0, w1, w2, w3]);
+            let len = (word & !HEADERS_BIT) as usize;
+            if len < MIN_LEN || len > rest.len() {
+                continue;
             }
-            *budget -= record.len();
+            let taken = usize::from(u16::from_le_bytes([l0, l1]))
+                + if word & HEADERS_BIT != 0 { 4 } else { 0 };
+            let seq = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+            if taken > len - MIN_LEN || !wanted(seq & !(ERASED_BIT | TOMBSTONE_BIT)) {
+                continue;
+            }
+            let Ok(record) = Record::decode(rest, 0) else {
+                continue;
+            };
+            *budget = budget.checked_sub(record.len())?;
             if record.proves(prover) {
-                return Some(pos);
+                return Some(at);
             }
         }
-        pos += 1;
+        pos += STRIDE;
     }
     None
 }
@@ -712,6 +763,61 @@ mod tests {
         assert_eq!(got[1], format!("{} 2 HashMismatch", at[1]));
         assert_eq!(got[2], format!("{} 3 HashMismatch", at[2]));
         assert_eq!(got[3], format!("{} 4 Proven", at[3]));
+    }
+
+    #[test]
+    fn resync_finds_every_record_behind_any_garbage() {
+        // Lengths, sequences and borders of all kinds behind garbage of all kinds and lengths.
+        let mut noise = 0x9e37_79b9_7f4a_7c15u64;
+        let mut next = || {
+            noise ^= noise << 13;
+            noise ^= noise >> 7;
+            noise ^= noise << 17;
+            noise
+        };
+        let seqs = [1, 77, 1 << 40, (1 << 48) - 1, 1 << 48, (1 << 62) - 1];
+        for (i, garbage) in (0..200usize).map(|i| i * 7 % 150).enumerate() {
+            let mut buf: Vec<u8> = (0..garbage)
+                .map(|_| match i % 3 {
+                    0 => next() as u8,
+                    1 => b'x',
+                    _ => (next() & 1) as u8,
+                })
+                .collect();
+            let seq = seqs[i % seqs.len()];
+            let headers: &[u8] = if i % 2 == 0 { b"" } else { b"NATS/1.0\r\n\r\n" };
+            buf.extend(message(seq, b"a.b", headers, &b"payload".repeat(i % 60)));
+            buf.extend((0..i % 80).map(|_| next() as u8));
+            let prover = Prover::for_block("S", 1);
+            assert_eq!(resync(&buf, 0, &prover, &mut 1_000_000), Some(garbage));
+            assert_eq!(resync(&buf, garbage + 1, &prover, &mut 1_000_000), None);
+            // Without budget nothing is found.
+            assert_eq!(resync(&buf, garbage, &prover, &mut 29), None);
+        }
+        // An unusual sequence next to a known one is not put off.
+        let mut buf = b"garbage".to_vec();
+        buf.extend(message(1 << 60, b"a", b"", b""));
+        buf.extend(message(5, b"a", b"", b""));
+        let prover = Prover::for_block("S", 1);
+        let near = |n| resync_near(&buf, 1, n, &prover, &mut 1_000_000);
+        assert_eq!(near(Some((1 << 60) - 9)), Some(7));
+        assert_eq!(near(None), Some(7 + 31));
+    }
+
+    #[test]
+    fn resync_gets_through_megabytes_of_noise() {
+        // Of random bytes every 512th position has a length that fits: hashing each would cost
+        // more than the budget after some kilobytes.
+        let mut noise = 1u64;
+        let mut buf: Vec<u8> = (0..4 << 20)
+            .map(|_| {
+                noise = noise.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(11);
+                (noise >> 33) as u8
+            })
+            .collect();
+        let at = buf.len();
+        buf.extend(message(3, b"x", b"", b"there"));
+        assert_eq!(steps(&buf)[1], format!("{at} 3 Proven"));
     }
 
     #[test]
