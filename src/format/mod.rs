@@ -18,6 +18,7 @@ pub mod hash;
 pub mod headers;
 pub mod idx;
 pub mod index_db;
+pub mod mend;
 pub mod meta;
 pub mod o_dat;
 pub mod raft;

@@ -325,6 +325,16 @@ impl Prover {
         Self::new(HashKey::block(name, n))
     }
 
+    /// Its key.
+    pub fn key(&self) -> HashKey {
+        self.key
+    }
+
+    /// The hash of a record whose covered bytes are `fixed` (sequence and time), `a` and `b`.
+    pub(in crate::format) fn sum_parts(&self, fixed: &[u8], a: &[u8], b: &[u8]) -> [u8; 8] {
+        simd::sum(self.key.lanes(), fixed, a, b)
+    }
+
     /// The hash that `record` should carry.
     pub fn sum(&self, record: &Record<'_>) -> [u8; 8] {
         let (a, b, c) = record.covered();
@@ -333,7 +343,8 @@ impl Prover {
 }
 
 /// The one place where the hash is computed with the instruction set of the machine.
-mod simd {
+pub(in crate::format) mod simd {
+    use crate::format::mend::lanes;
     use highway::{AvxHash, HighwayHash, HighwayHasher, Key};
 
     #[inline(always)]
@@ -357,6 +368,22 @@ mod simd {
         )]
         let hasher = unsafe { AvxHash::force_new(Key(key)) };
         digest(hasher, a, b, c)
+    }
+
+    /// Looks for flipped bits: see [`lanes`].
+    pub(in crate::format) fn find_flips(
+        job: &lanes::Job<'_>,
+        part: lanes::Part,
+    ) -> Option<lanes::Hit> {
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("avx2") {
+            #[expect(
+                unsafe_code,
+                reason = "the processor has AVX2, checked on the line above"
+            )]
+            return unsafe { lanes::avx2::find(job, part) };
+        }
+        lanes::portable::find(job, part)
     }
 
     pub(super) fn sum(key: [u64; 4], a: &[u8], b: &[u8], c: &[u8]) -> [u8; 8] {

@@ -154,16 +154,20 @@ pub fn decode_block_into(src: &[u8], dst: &mut [u8]) -> Result<usize, BlockFault
 }
 
 /// One element.
-enum Element {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::format) enum Element {
+    /// Bytes that follow.
     Literal,
+    /// What lies so far back.
     Copy(u32),
+    /// What lies as far back as for the last copy.
     Repeat,
 }
 
 /// Reads the element at the start of `word` (eight bytes, zero-padded at the end of the block):
 /// what it is, the size of its tag and fields, the bytes it makes.
 #[inline(always)]
-fn parse(word: u64) -> (Element, usize, u64) {
+pub(in crate::format) fn parse(word: u64) -> (Element, usize, u64) {
     let tag = word & 0xff;
     match tag & 3 {
         0 => match tag >> 2 {
