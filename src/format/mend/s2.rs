@@ -1,1 +1,1346 @@
-//! x
+//! Mending a chunk of a compressed block.
+//!
+//! A chunk has a CRC-32C of what it decodes to, and nothing else: with the millions of bits that a
+//! chunk has, one in some hundreds of damaged chunks has a wrong correction that fits the CRC. So a
+//! correction counts as proven only when the records in the content, or more of them than before,
+//! prove themselves ([`Proof::Records`]).
+//!
+//! | damaged | found by |
+//! |---|---|
+//! | kind, length | decoding with each of the 32 bits flipped, and up to where the next chunk begins |
+//! | checksum | content decodes and its CRC differs in one bit |
+//! | length at the start of the block | decoding with each of its bits flipped |
+//! | literal | CRC is linear: see below |
+//! | offset of a copy | the same |
+//! | tag, length, any bit that shifts what follows | walking the elements only: the changed walk must meet the old one or the end with exactly the claimed length. What passes is decoded, beginning with the first record that does not prove itself |
+//!
+//! **CRC and copies.** Let `W[q]` be what a flip of the highest bit of byte `q`, when it is produced,
+//! does to the CRC at the end, through all copies that hand it on: `W` starts as the flip's own
+//! effect and is summed up backwards over the copies. Bit `b` does `x^(7-b)·W[q]`. A literal's bit is
+//! the culprit when that is just the difference of the two CRCs: one pass over the content tries all.
+//! A changed offset (with the repeats that use it) injects the difference between what is copied now
+//! and what would have been copied there, byte for byte with weight `W` again.
+
+use rayon::prelude::*;
+
+use super::{Effort, Flip, Reach, Tried, differences, search, toggle};
+use crate::format::block::TAIL_LEN;
+use crate::format::crypt::SealKey;
+use crate::format::record::{OnDamage, Proof as RecordProof, Prover, Step, scan};
+use crate::format::s2::block::{Element, claimed_len, parse};
+use crate::format::s2::{
+    CHUNK_HEADER, Frame, FrameFaultKind, FrameKind, MAGIC, MAX_FRAME_BODY, MAX_FRAME_DECODED,
+    decode_block_into, decode_frame, masked_crc, parse_chunk_header,
+};
+
+/// CRC-32C's polynomial, reflected.
+const POLY: u32 = 0x82f6_3b78;
+/// Bytes of a chunk before its block.
+const BLOCK_AT: usize = CHUNK_HEADER + 4;
+
+/// What the records say about a chunk's content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Verdict {
+    /// Bytes of it that lie in proven records.
+    pub proven: usize,
+    /// Its first byte that does not.
+    pub first: usize,
+}
+
+/// What vouches for a correction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Proof {
+    /// The CRC, and more records prove themselves than before, or all do.
+    Records,
+    /// The CRC only, no record speaking for it or against it; it is the only such correction there
+    /// is. `tried / 2^32` is the chance of a coincidence.
+    Checksum,
+}
+
+/// A chunk as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MendedChunk {
+    /// The whole chunk.
+    pub raw: Vec<u8>,
+    /// What it decodes to.
+    pub content: Vec<u8>,
+    /// The bits that were wrong.
+    pub flips: Vec<Flip>,
+    /// What vouches for it.
+    pub proof: Proof,
+}
+
+/// `x` times a polynomial.
+#[inline]
+fn times_x(r: u32) -> u32 {
+    (r >> 1) ^ (POLY & 0u32.wrapping_sub(r & 1))
+}
+
+/// A polynomial over `x`.
+#[inline]
+fn over_x(r: u32) -> u32 {
+    match r >> 31 {
+        0 => r << 1,
+        _ => ((r ^ POLY) << 1) | 1,
+    }
+}
+
+/// One element as it was parsed.
+#[derive(Debug, Clone, Copy)]
+struct Elem {
+    /// Where it starts in the block.
+    s: u32,
+    /// Size of tag and fields.
+    size: u8,
+    literal: bool,
+    /// It uses the offset of the last copy.
+    repeat: bool,
+    /// Bytes it makes.
+    len: u32,
+    /// How far back it copies from.
+    back: u32,
+    /// Where in the content.
+    d: u32,
+}
+
+/// The elements of a block as far as they can be walked.
+struct Walk {
+    elems: Vec<Elem>,
+    /// The walk ended where the block ends.
+    complete: bool,
+    /// Bytes made.
+    total: u64,
+    /// The first element that copies from nowhere, and the one that says how far back.
+    bad: Option<(usize, usize)>,
+}
+
+/// Eight bytes from `s` on, zeros behind the end.
+#[inline]
+fn word(src: &[u8], s: usize) -> u64 {
+    let rest = src.get(s..).unwrap_or_default();
+    if let Some(bytes) = rest.first_chunk::<8>() {
+        return u64::from_le_bytes(*bytes);
+    }
+    let mut bytes = [0; 8];
+    for (to, from) in bytes.iter_mut().zip(rest) {
+        *to = *from;
+    }
+    u64::from_le_bytes(bytes)
+}
+
+/// The element at `s` with the bits `flip` of its word flipped: what it is, size of tag and fields,
+/// bytes made, where the next one starts. `None` when it runs over the end.
+#[inline]
+fn element(src: &[u8], s: usize, flip: u64) -> Option<(Element, usize, u64, usize)> {
+    let (what, size, len) = parse(word(src, s) ^ flip);
+    let mut end = s.checked_add(size)?;
+    if what == Element::Literal {
+        end = end.checked_add(usize::try_from(len).ok()?)?;
+    }
+    (end <= src.len()).then_some((what, size, len, end))
+}
+
+fn walk(src: &[u8], header: usize) -> Walk {
+    let mut w = Walk {
+        elems: Vec::new(),
+        complete: false,
+        total: 0,
+        bad: None,
+    };
+    let (mut s, mut back, mut source) = (header, 0u32, 0);
+    while s < src.len() && w.total <= MAX_FRAME_DECODED as u64 {
+        let Some((what, size, len, end)) = element(src, s, 0) else {
+            return w;
+        };
+        if let Element::Copy(explicit) = what {
+            (back, source) = (explicit, w.elems.len());
+        }
+        let literal = what == Element::Literal;
+        if !literal && w.bad.is_none() && (back == 0 || u64::from(back) > w.total) {
+            w.bad = Some((w.elems.len(), source));
+        }
+        w.elems.push(Elem {
+            s: s as u32,
+            size: size as u8,
+            literal,
+            repeat: what == Element::Repeat,
+            len: len as u32,
+            back,
+            d: w.total as u32,
+        });
+        w.total += len;
+        s = end;
+    }
+    w.complete = s == src.len();
+    w
+}
+
+/// A damaged chunk under search.
+struct Search<'a, J> {
+    chunk: &'a [u8],
+    offset: u64,
+    judge: &'a J,
+    now: Verdict,
+    effort: &'a Effort<'a>,
+    /// Corrections that fit the CRC and that no record speaks for.
+    unsure: std::sync::Mutex<Vec<Vec<usize>>>,
+}
+
+impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
+    /// Judges content that fits its CRC.
+    fn accept(&self, content: &[u8], flips: &[usize]) -> bool {
+        let verdict = (self.judge)(content);
+        if verdict.proven > self.now.proven || verdict.proven == content.len() {
+            return true;
+        }
+        if verdict.proven == self.now.proven
+            && let Ok(mut unsure) = self.unsure.lock()
+        {
+            unsure.push(flips.to_vec());
+        }
+        false
+    }
+
+    /// Decodes the chunk with bits flipped. `copy` is the chunk, `content` space.
+    fn decodes(&self, copy: &mut [u8], flips: &[usize], content: &mut Vec<u8>) -> bool {
+        for &flip in flips {
+            toggle(copy, flip);
+        }
+        let ok = (|| {
+            let frame = frame_at(copy, self.offset)?;
+            if frame.body.len() + CHUNK_HEADER != copy.len() || !frame.kind.is_data() {
+                return None;
+            }
+            let len = frame.decoded_len().ok()?;
+            let data = frame.body.get(4..)?;
+            if frame.kind == FrameKind::Raw {
+                content.clear();
+                content.extend_from_slice(data);
+            } else {
+                content.resize(len, 0);
+                decode_block_into(data, content).ok()?;
+            }
+            (Some(masked_crc(content)) == frame.stored_crc()).then_some(())
+        })()
+        .is_some();
+        let accepted = ok && self.accept(content, flips);
+        for &flip in flips {
+            toggle(copy, flip);
+        }
+        accepted
+    }
+
+    /// Tries candidates that are to be decoded in full.
+    fn decode_each(
+        &self,
+        all: &[usize],
+        cost: u64,
+        tried: &mut Tried,
+    ) -> (Option<Vec<usize>>, Reach) {
+        const UNIT: usize = 8;
+        search(
+            self.effort,
+            tried,
+            all.len().div_ceil(UNIT),
+            |_| (UNIT as u64, cost * UNIT as u64),
+            |i| {
+                let (mut copy, mut content) = (self.chunk.to_vec(), Vec::new());
+                let unit = all.get(i * UNIT..all.len().min((i + 1) * UNIT))?;
+                unit.iter()
+                    .find(|&&flip| self.decodes(&mut copy, &[flip], &mut content))
+                    .map(|&flip| vec![flip])
+            },
+        )
+    }
+
+    /// All of it.
+    fn run(&self, tried: &mut Tried) -> Option<Vec<usize>> {
+        let frame = frame_at(self.chunk, self.offset)?;
+        let src = frame.body.get(4..)?;
+        let stored = frame.stored_crc()?;
+        if frame.kind == FrameKind::Raw {
+            tried.structure = Reach::All;
+            return self.literals(src, None, stored, tried);
+        }
+        // The length in front: what does not decode costs little.
+        let (claimed, header) = claimed_len(src).unwrap_or((0, 5));
+        let front: Vec<usize> = (0..header.min(src.len()) * 8)
+            .map(|i| BLOCK_AT * 8 + i)
+            .collect();
+        let cost = (claimed as usize).min(MAX_FRAME_DECODED) as u64 + src.len() as u64;
+        let (hit, reach) = self.decode_each(&front, cost, tried);
+        tried.structure = reach;
+        if hit.is_some() || claimed as usize > MAX_FRAME_DECODED {
+            return hit;
+        }
+        let walked = walk(src, header);
+        let fits = walked.complete && walked.total == u64::from(claimed);
+        if fits && walked.bad.is_none() {
+            let mut content = Vec::new();
+            content.resize(claimed as usize, 0);
+            decode_block_into(src, &mut content).ok()?;
+            if let Some(flips) = self.literals(&content, Some((src, &walked)), stored, tried) {
+                return Some(flips);
+            }
+        }
+        let hit = self.structure(src, &walked, u64::from(claimed), cost, tried);
+        if tried.single == Reach::None {
+            tried.single = tried.structure;
+        }
+        hit
+    }
+
+    /// Flips that change no length: literals, and offsets of copies. Without elements, the content
+    /// is one literal behind the checksum.
+    fn literals(
+        &self,
+        content: &[u8],
+        walked: Option<(&[u8], &Walk)>,
+        stored: u32,
+        tried: &mut Tried,
+    ) -> Option<Vec<usize>> {
+        let computed = masked_crc(content);
+        let wrong = computed ^ stored;
+        let near = self.effort.near();
+        let in_crc = |i: u32| CHUNK_HEADER * 8 + i as usize;
+        let (low, high) = (wrong.trailing_zeros(), 31 - wrong.leading_zeros().min(31));
+        let of_crc = match wrong.count_ones() {
+            0 => return None,
+            1 => Some(vec![in_crc(low)]),
+            2 if (high - low) as usize <= near => Some(vec![in_crc(low), in_crc(high)]),
+            _ => None,
+        };
+        if let Some(flips) = of_crc
+            && self.accept(content, &flips)
+        {
+            return Some(flips);
+        }
+        let passes = content.len() as u64 * 32;
+        if passes > tried.left(self.effort) || self.effort.cancelled() {
+            tried.single = Reach::Part;
+            return None;
+        }
+        let target = unmask(computed) ^ unmask(stored);
+        let single = |elem: Elem| [elem];
+        let whole = single(Elem {
+            s: 0,
+            size: 0,
+            literal: true,
+            repeat: false,
+            len: content.len() as u32,
+            back: 0,
+            d: 0,
+        });
+        let elems = walked.map_or(&whole[..], |(_, w)| &w.elems);
+        let weights = weights(elems, content.len());
+        // The weight that a byte must have for its bit b to be the culprit.
+        let mut wanted = [target; 8];
+        for b in (0..7).rev() {
+            let above = wanted.get(b + 1).copied().unwrap_or(target);
+            if let Some(w) = wanted.get_mut(b) {
+                *w = over_x(above);
+            }
+        }
+        tried.count(content.len() as u64 * 8, passes);
+        let at =
+            |elem: &Elem, i: usize| (BLOCK_AT + elem.s as usize + usize::from(elem.size) + i) * 8;
+        let literals = || {
+            elems.iter().filter(|e| e.literal).filter_map(|e| {
+                let d = e.d as usize;
+                Some((e, weights.get(d..d + e.len as usize)?))
+            })
+        };
+        let mut hits = Vec::new();
+        for (elem, weights) in literals() {
+            for (i, weight) in weights.iter().enumerate() {
+                if wanted.contains(weight) {
+                    for (b, _) in wanted.iter().enumerate().filter(|(_, w)| *w == weight) {
+                        hits.push(vec![at(elem, i) + b]);
+                    }
+                }
+            }
+        }
+        if let Some((src, w)) = walked {
+            let offsets = |j: usize| offset_flips(src, w, j, content, &weights, target);
+            let found: Vec<Vec<usize>> = if self.effort.parallel {
+                (0..w.elems.len())
+                    .into_par_iter()
+                    .flat_map_iter(offsets)
+                    .collect()
+            } else {
+                (0..w.elems.len()).flat_map(offsets).collect()
+            };
+            hits.extend(found);
+        }
+        tried.single = Reach::All;
+        if let Some(hit) = self.first_that_decodes(hits) {
+            return Some(hit);
+        }
+        if near == 0 {
+            return None;
+        }
+        // Two near bits of the same literal.
+        let doubles = content.len() as u64 * 8 * near as u64;
+        if doubles > tried.left(self.effort) {
+            return None;
+        }
+        tried.count(doubles, doubles);
+        let mut hits = Vec::new();
+        for (elem, weights) in literals() {
+            // Effects of the last bits, newest last, as far back as near.
+            let mut window = std::collections::VecDeque::with_capacity(near + 1);
+            for (i, &weight) in weights.iter().enumerate() {
+                let mut effects = [weight; 8];
+                let mut effect = weight;
+                for e in effects.iter_mut().rev() {
+                    *e = effect;
+                    effect = times_x(effect);
+                }
+                for (b, effect) in effects.into_iter().enumerate() {
+                    for (back, earlier) in window.iter().rev().enumerate() {
+                        if effect ^ earlier == target {
+                            let bit = at(elem, i) + b;
+                            hits.push(vec![bit - 1 - back, bit]);
+                        }
+                    }
+                    if window.len() == near {
+                        window.pop_front();
+                    }
+                    window.push_back(effect);
+                }
+            }
+        }
+        tried.double = Reach::All;
+        self.first_that_decodes(hits)
+    }
+
+    fn first_that_decodes(&self, hits: Vec<Vec<usize>>) -> Option<Vec<usize>> {
+        let (mut copy, mut content) = (self.chunk.to_vec(), Vec::new());
+        hits.into_iter()
+            .find(|flips| self.decodes(&mut copy, flips, &mut content))
+    }
+
+    /// Flips that change what follows.
+    fn structure(
+        &self,
+        src: &[u8],
+        walked: &Walk,
+        claimed: u64,
+        cost: u64,
+        tried: &mut Tried,
+    ) -> Option<Vec<usize>> {
+        const BATCH: usize = 1024;
+        // Which element starts where, counted from one.
+        let mut starts = vec![0u32; src.len()];
+        for (i, elem) in walked.elems.iter().enumerate() {
+            if let Some(start) = starts.get_mut(elem.s as usize) {
+                *start = i as u32 + 1;
+            }
+        }
+        // A walk that failed did so in an element that is not in the list.
+        let mut all: Vec<usize> = (0..walked.elems.len()).collect();
+        let end = walked
+            .elems
+            .last()
+            .and_then(|e| element(src, e.s as usize, 0))
+            .map_or_else(|| claimed_len(src).map_or(0, |(_, n)| n), |(.., end)| end);
+        // The first record that does not prove itself has the fault, or ends behind it.
+        let first = walked
+            .elems
+            .partition_point(|e| u64::from(e.d) + u64::from(e.len) <= self.now.first as u64);
+        all.rotate_left(first.min(walked.elems.len()));
+        if let Some(passed) = all.len().checked_sub(first.min(all.len())) {
+            // What lies before it comes last, nearest first.
+            if let Some(before) = all.get_mut(passed..) {
+                before.reverse();
+            }
+        }
+        let failed = (end < src.len()).then_some(walked.elems.len());
+        let mut order: Vec<usize> = failed.into_iter().collect();
+        order.extend(all);
+        tried.structure = Reach::Part;
+        for batch in order.chunks(BATCH) {
+            if self.effort.cancelled() || tried.left(self.effort) == 0 {
+                return None;
+            }
+            let of = |&j: &usize| survivors(src, walked, &starts, claimed, j, end);
+            let found: Vec<(Vec<usize>, u64)> = if self.effort.parallel {
+                batch.par_iter().map(of).collect()
+            } else {
+                batch.iter().map(of).collect()
+            };
+            let steps: u64 = found.iter().map(|(_, steps)| *steps).sum();
+            tried.count(0, steps.saturating_mul(16));
+            let flips: Vec<usize> = found.into_iter().flat_map(|(flips, _)| flips).collect();
+            let (hit, reach) = self.decode_each(&flips, cost, tried);
+            if hit.is_some() {
+                tried.structure = Reach::All;
+                return hit;
+            }
+            if reach != Reach::All {
+                return None;
+            }
+        }
+        tried.structure = Reach::All;
+        None
+    }
+}
+
+/// The CRC behind the mask.
+fn unmask(stored: u32) -> u32 {
+    stored.wrapping_sub(0xa282_ead8).rotate_left(15)
+}
+
+/// `W` of the module's introduction.
+fn weights(elems: &[Elem], len: usize) -> Vec<u32> {
+    let mut w = vec![0u32; len];
+    let mut own = POLY;
+    for weight in w.iter_mut().rev() {
+        *weight = own;
+        for _ in 0..8 {
+            own = times_x(own);
+        }
+    }
+    for elem in elems.iter().rev().filter(|e| !e.literal) {
+        let (d, back) = (elem.d as usize, elem.back as usize);
+        for to in (d..d + elem.len as usize).rev() {
+            let effect = w.get(to).copied().unwrap_or(0);
+            if let Some(from) = to.checked_sub(back).and_then(|from| w.get_mut(from)) {
+                *from ^= effect;
+            }
+        }
+    }
+    w
+}
+
+/// Flips in element `j` that change where it copies from and nothing else, and give `target`.
+fn offset_flips(
+    src: &[u8],
+    walked: &Walk,
+    j: usize,
+    content: &[u8],
+    weights: &[u32],
+    target: u32,
+) -> Vec<Vec<usize>> {
+    let mut hits = Vec::new();
+    let Some(elem) = walked.elems.get(j).filter(|e| !e.literal) else {
+        return hits;
+    };
+    let s = elem.s as usize;
+    let inherited = j
+        .checked_sub(1)
+        .and_then(|i| walked.elems.get(i))
+        .map_or(0, |e| e.back);
+    // This element and the repeats of it.
+    let after = walked.elems.get(j + 1..).unwrap_or_default();
+    let group = after.iter().take_while(|e| e.literal || e.repeat);
+    let group = 1 + group
+        .enumerate()
+        .filter(|(_, e)| e.repeat)
+        .map(|(i, _)| i + 1)
+        .last()
+        .unwrap_or(0);
+    let group = walked.elems.get(j..j + group).unwrap_or_default();
+    let from = elem.d as usize;
+    let mut changed: Vec<u8> = Vec::new();
+    for bit in 0..usize::from(elem.size) * 8 {
+        let Some(back) = same_but_offset(src, elem, bit, inherited) else {
+            continue;
+        };
+        if back == 0 || back > elem.d || back == elem.back {
+            continue;
+        }
+        changed.clear();
+        let mut syndrome = 0;
+        for e in group {
+            let range = e.d as usize..e.d as usize + e.len as usize;
+            if e.literal {
+                changed.extend_from_slice(content.get(range).unwrap_or_default());
+                continue;
+            }
+            for x in range {
+                let at = |back: u32| {
+                    let y = x.checked_sub(back as usize)?;
+                    match y.checked_sub(from) {
+                        None => content.get(y),
+                        Some(y) => changed.get(y),
+                    }
+                    .copied()
+                };
+                let (Some(new), Some(old)) = (at(back), at(e.back)) else {
+                    continue;
+                };
+                changed.push(new);
+                let injected = new ^ old;
+                if injected != 0 {
+                    let mut effect = weights.get(x).copied().unwrap_or(0);
+                    for b in (0..8).rev() {
+                        if (injected >> b) & 1 == 1 {
+                            syndrome ^= effect;
+                        }
+                        effect = times_x(effect);
+                    }
+                }
+            }
+        }
+        if syndrome == target {
+            hits.push(vec![(BLOCK_AT + s) * 8 + bit]);
+        }
+    }
+    hits
+}
+
+/// The offset of a copy after a flip that leaves it a copy of the same size and length.
+fn same_but_offset(src: &[u8], elem: &Elem, bit: usize, inherited: u32) -> Option<u32> {
+    let (what, size, len, _) = element(src, elem.s as usize, 1 << bit)?;
+    if elem.literal || size != usize::from(elem.size) || len != u64::from(elem.len) {
+        return None;
+    }
+    match what {
+        Element::Literal => None,
+        Element::Copy(back) => Some(back),
+        Element::Repeat => Some(inherited),
+    }
+}
+
+/// Flips in element `j` (or, behind the last one, where the walk failed) after which the elements
+/// make just the claimed length; and how many elements that took to find out.
+fn survivors(
+    src: &[u8],
+    walked: &Walk,
+    starts: &[u32],
+    claimed: u64,
+    j: usize,
+    end: usize,
+) -> (Vec<usize>, u64) {
+    let (mut flips, mut steps) = (Vec::new(), 0);
+    let fits = walked.complete && walked.total == claimed;
+    let elem = walked.elems.get(j);
+    let (s, d) = match elem {
+        Some(elem) => (elem.s as usize, u64::from(elem.d)),
+        None => (end, walked.total),
+    };
+    let size = elem.map_or_else(|| parse(word(src, s)).1, |e| usize::from(e.size));
+    let inherited = j
+        .checked_sub(1)
+        .and_then(|i| walked.elems.get(i))
+        .map_or(0, |e| e.back);
+    for bit in 0..size * 8 {
+        steps += 1;
+        if let Some(elem) = elem
+            && same_but_offset(src, elem, bit, inherited).is_some()
+        {
+            // Only a walk that is right but for copies from nowhere is mended by an offset; where
+            // there are none, the CRC has told already.
+            if fits
+                && walked
+                    .bad
+                    .is_some_and(|(bad, source)| j == bad || j == source)
+            {
+                flips.push((BLOCK_AT + s) * 8 + bit);
+            }
+            continue;
+        }
+        let Some((_, _, len, mut at)) = element(src, s, 1 << bit) else {
+            continue;
+        };
+        let mut made = d + len;
+        let good = loop {
+            if made > claimed {
+                break false;
+            }
+            if at == src.len() {
+                break made == claimed;
+            }
+            let old = starts.get(at).copied().unwrap_or(0);
+            if let Some(old) = (old as usize)
+                .checked_sub(1)
+                .and_then(|i| walked.elems.get(i))
+                && old.s as usize > s
+            {
+                break walked.complete && made + walked.total - u64::from(old.d) == claimed;
+            }
+            let Some((_, _, len, next)) = element(src, at, 0) else {
+                break false;
+            };
+            steps += 1;
+            made += len;
+            at = next;
+        };
+        if good {
+            flips.push((BLOCK_AT + s) * 8 + bit);
+        }
+    }
+    (flips, steps)
+}
+
+/// The chunk at the start of `buf`, as long as its header says.
+fn frame_at(buf: &[u8], offset: u64) -> Option<Frame<'_>> {
+    let (header, rest) = buf.split_first_chunk::<CHUNK_HEADER>()?;
+    let (kind, len) = parse_chunk_header(*header);
+    Some(Frame {
+        offset,
+        kind: FrameKind::of(kind),
+        body: rest.get(..len as usize)?,
+    })
+}
+
+/// True when `buf` starts with a chunk that decodes to what its checksum says.
+fn is_good(buf: &[u8], content: &mut Vec<u8>) -> bool {
+    frame_at(buf, 0)
+        .filter(|f| f.kind.is_data() && f.body.len() <= MAX_FRAME_BODY)
+        .is_some_and(|f| {
+            content.clear();
+            decode_frame(&f, content, true).is_ok()
+        })
+}
+
+/// True when a chunk of content could start here, by its header alone.
+fn may_start(buf: &[u8]) -> bool {
+    frame_at(buf, 0)
+        .is_some_and(|f| f.kind.is_data() && (5..=MAX_FRAME_BODY).contains(&f.body.len()))
+}
+
+/// The first offset from `from` on where a chunk starts that decodes to what its checksum says.
+/// `budget` is what may still be decoded.
+pub fn resync(buf: &[u8], from: usize, budget: &mut u64) -> Option<usize> {
+    let mut content = Vec::new();
+    (from..buf.len().saturating_sub(BLOCK_AT)).find(|&at| {
+        let rest = buf.get(at..).unwrap_or_default();
+        let Some(frame) = frame_at(rest, 0).filter(|_| may_start(rest)) else {
+            return false;
+        };
+        // What follows is another chunk or the end.
+        let next = rest.get(frame.length() as usize..).unwrap_or_default();
+        let Ok(len) = frame.decoded_len() else {
+            return false;
+        };
+        if !(next.is_empty() || may_start(next) || next.starts_with(&MAGIC)) || len == 0 {
+            return false;
+        }
+        let cost = (frame.body.len() + len) as u64;
+        if *budget < cost {
+            *budget = 0;
+            return false;
+        }
+        *budget -= cost;
+        is_good(rest, &mut content)
+    })
+}
+
+/// Tries to mend the chunk at `buf[0]`, which lies at `offset` in the file and does not decode to
+/// what its checksum says. `buf` goes on to the end of the stream. `judge` looks at a candidate's
+/// content. Gives the length of the chunk as found as well.
+pub fn mend(
+    buf: &[u8],
+    offset: u64,
+    judge: &(impl Fn(&[u8]) -> Verdict + Sync),
+    effort: &Effort<'_>,
+) -> (Option<MendedChunk>, usize, Tried) {
+    let mut tried = Tried::default();
+    let (mended, len) = mend_header(buf, offset, judge, effort, &mut tried);
+    if mended.is_some() {
+        return (mended, len, tried);
+    }
+    let chunk = buf.get(..len).unwrap_or_default();
+    let mut content = Vec::new();
+    if let Some(frame) = frame_at(chunk, offset) {
+        let _ = decode_frame(&frame, &mut content, false);
+    }
+    let search = Search {
+        chunk,
+        offset,
+        now: judge(&content),
+        judge,
+        effort,
+        unsure: std::sync::Mutex::default(),
+    };
+    drop(content);
+    let found = search.run(&mut tried).map(|flips| (flips, Proof::Records));
+    let found = found.or_else(|| {
+        let mut unsure = std::mem::take(&mut *search.unsure.lock().ok()?);
+        unsure.sort();
+        unsure.dedup();
+        let whole = tried.single == Reach::All && tried.structure == Reach::All;
+        let only = unsure.pop().filter(|_| unsure.is_empty() && whole)?;
+        Some((only, Proof::Checksum))
+    });
+    let mended = found.and_then(|(flips, proof)| {
+        let mut raw = chunk.to_vec();
+        for &flip in &flips {
+            toggle(&mut raw, flip);
+        }
+        finished(chunk, raw, offset, proof)
+    });
+    (mended, len, tried)
+}
+
+fn finished(old: &[u8], raw: Vec<u8>, offset: u64, proof: Proof) -> Option<MendedChunk> {
+    let mut content = Vec::new();
+    is_good(&raw, &mut content).then(|| MendedChunk {
+        flips: differences(old, &raw, offset),
+        raw,
+        content,
+        proof,
+    })
+}
+
+/// Tries the header's bits; or gives the length of the chunk.
+fn mend_header(
+    buf: &[u8],
+    offset: u64,
+    judge: &(impl Fn(&[u8]) -> Verdict + Sync),
+    effort: &Effort<'_>,
+    tried: &mut Tried,
+) -> (Option<MendedChunk>, usize) {
+    let Some(header) = buf.first_chunk::<CHUNK_HEADER>() else {
+        return (None, buf.len());
+    };
+    let stored = u32::from_le_bytes(*header);
+    let follows = |len: usize| {
+        buf.get(len..)
+            .is_some_and(|next| next.is_empty() || may_start(next))
+    };
+    let says = (stored >> 8) as usize + CHUNK_HEADER;
+    let believed = FrameKind::of(*header.first().unwrap_or(&0)).is_data() && follows(says);
+    let mut words: Vec<u32> = (0..32).map(|bit| stored ^ (1 << bit)).collect();
+    let mut end = says;
+    if !believed {
+        let mut budget = tried.left(effort) / 4;
+        let had = budget;
+        end = resync(buf, BLOCK_AT, &mut budget).unwrap_or(buf.len());
+        tried.count(0, had - budget);
+        let body = end.saturating_sub(CHUNK_HEADER) as u32;
+        words.extend([body << 8, body << 8 | 1]);
+    }
+    let mut content = Vec::new();
+    for word in words {
+        let len = (word >> 8) as usize + CHUNK_HEADER;
+        if (word & 0xff) > 1 || !follows(len) {
+            continue;
+        }
+        let Some(mut raw) = buf.get(..len).map(<[u8]>::to_vec) else {
+            continue;
+        };
+        if let Some(to) = raw.first_chunk_mut::<CHUNK_HEADER>() {
+            *to = word.to_le_bytes();
+        }
+        tried.count(1, len as u64);
+        if is_good(&raw, &mut content) {
+            // With some dozen candidates the CRC would do; the records say how good it is.
+            let proof = match judge(&content).proven {
+                0 => Proof::Checksum,
+                _ => Proof::Records,
+            };
+            return (
+                finished(buf.get(..len).unwrap_or_default(), raw, offset, proof),
+                len,
+            );
+        }
+    }
+    (None, end.min(buf.len()))
+}
+
+/// The header of a compressed block with bits flipped: its length, by where the stream's
+/// identifier is, and the flipped bits of what is known. The size in between is not looked at.
+///
+/// At most two bits may be wrong in the magic numbers together.
+pub fn container(raw: &[u8]) -> Option<(usize, Vec<Flip>)> {
+    (5..=14).find_map(|header| {
+        let cmp = differences(raw.get(..4)?, b"cmp\x01", 0);
+        let magic = differences(
+            raw.get(header..header + MAGIC.len())?,
+            &MAGIC,
+            header as u64,
+        );
+        (cmp.len() + magic.len() <= 2)
+            .then(|| [cmp, magic].concat())
+            .map(|flips| (header, flips))
+    })
+}
+
+/// What became of a chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is as it should be.
+    Good,
+    /// It was mended.
+    Mended {
+        /// The bits that were wrong.
+        flips: Vec<Flip>,
+        /// What vouches for it.
+        proof: Proof,
+    },
+    /// It could not be mended. `decoded` bytes come before the fault and are likely right; zeros
+    /// fill it up to the length it claims. With `checksum` all of it decoded, to something else.
+    Broken {
+        /// Bytes before the fault.
+        decoded: usize,
+        /// Only the checksum is wrong.
+        checksum: bool,
+    },
+}
+
+/// One chunk of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chunk {
+    /// Where it starts in the file.
+    pub offset: u64,
+    /// Its length there.
+    pub length: u64,
+    /// Where its content is in what was decompressed.
+    pub content: std::ops::Range<usize>,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// What was tried.
+    pub tried: Tried,
+}
+
+/// How a block's records are proven.
+#[derive(Debug, Clone, Copy)]
+pub struct Records<'a> {
+    /// The block's prover.
+    pub prover: &'a Prover,
+    /// For a block that was encrypted before it was compressed: what decrypts its content.
+    pub key: Option<&'a SealKey>,
+}
+
+impl Records<'_> {
+    /// Judges `content`, which comes after `before` (the beginning of an unfinished record, which
+    /// starts at `offset` of the block) and before `after`.
+    pub fn judge(&self, offset: u64, before: &[u8], content: &[u8], after: &[u8]) -> Verdict {
+        let mut all = [before, content, after].concat();
+        if let Some(key) = self.key {
+            key.apply_keystream(offset, &mut all);
+        }
+        let (from, to) = (before.len() as u64, (before.len() + content.len()) as u64);
+        let mut verdict = Verdict::default();
+        let mut gap = false;
+        scan(&all, 0, self.prover, OnDamage::Resync, |step| match step {
+            Step::Record(r, RecordProof::Proven) => {
+                let (start, end) = (r.offset.max(from), (r.offset + r.len()).min(to));
+                verdict.proven += end.saturating_sub(start) as usize;
+                if !gap {
+                    verdict.first = end.saturating_sub(from) as usize;
+                }
+            }
+            _ => gap = true,
+        });
+        verdict
+    }
+}
+
+/// Decompresses a block like [`block::decompress`](crate::format::block::decompress), mending its
+/// chunks. `raw` is the (decrypted) file, `header` the length of what comes before the stream. `out`
+/// gets at most `ceiling` bytes.
+pub fn decompress(
+    raw: &[u8],
+    header: usize,
+    records: &Records<'_>,
+    effort: &Effort<'_>,
+    out: &mut Vec<u8>,
+    ceiling: usize,
+) -> (Vec<Chunk>, Tried) {
+    let end = raw
+        .len()
+        .saturating_sub(TAIL_LEN)
+        .max(header.min(raw.len()));
+    let stream = raw.get(..end).unwrap_or_default();
+    let tail = raw.get(end..).unwrap_or_default();
+    let (mut chunks, mut total) = (Vec::new(), Tried::default());
+    let mut pos = header.min(end);
+    // The identifier is always the same.
+    if let Some(magic) = stream.get(pos..pos + MAGIC.len()) {
+        let flips = differences(magic, &MAGIC, pos as u64);
+        if flips.len() <= 8 {
+            if !flips.is_empty() {
+                chunks.push(Chunk {
+                    offset: pos as u64,
+                    length: MAGIC.len() as u64,
+                    content: out.len()..out.len(),
+                    outcome: Outcome::Mended {
+                        flips,
+                        proof: Proof::Checksum,
+                    },
+                    tried: Tried::default(),
+                });
+            }
+            pos += MAGIC.len();
+        }
+    }
+    let base = out.len();
+    let mut content = Vec::new();
+    while let Some(rest) = stream.get(pos..).filter(|r| !r.is_empty()) {
+        let start = out.len();
+        let (length, outcome, tried) = if is_good(rest, &mut content) {
+            let length = frame_at(rest, 0).map_or(rest.len() as u64, |f| f.length());
+            (length as usize, Outcome::Good, Tried::default())
+        } else {
+            let done = out.get(base..).unwrap_or_default();
+            let from = unfinished(done, records);
+            let before = done.get(from..).unwrap_or_default();
+            // What follows helps to prove the last record.
+            let says = frame_at(rest, 0).map_or(rest.len(), |f| f.length() as usize);
+            let following = rest.get(says..).unwrap_or_default();
+            let mut next = Vec::new();
+            if following.is_empty() {
+                next.extend_from_slice(tail);
+            } else if !is_good(following, &mut next) {
+                next.clear();
+            }
+            let judge = |content: &[u8]| records.judge(from as u64, before, content, &next);
+            let share = Effort {
+                bytes: total.left(effort) / 2,
+                ..*effort
+            };
+            let (mended, length, tried) = mend(rest, pos as u64, &judge, &share);
+            match mended {
+                Some(m) => {
+                    content = m.content;
+                    let (flips, proof) = (m.flips, m.proof);
+                    (m.raw.len(), Outcome::Mended { flips, proof }, tried)
+                }
+                None => {
+                    content.clear();
+                    let outcome = broken(rest.get(..length).unwrap_or_default(), &mut content);
+                    (length, outcome, tried)
+                }
+            }
+        };
+        total.count(tried.candidates, tried.spent);
+        if out.len().saturating_add(content.len()) > ceiling {
+            break;
+        }
+        out.extend_from_slice(&content);
+        chunks.push(Chunk {
+            offset: pos as u64,
+            length: length as u64,
+            content: start..out.len(),
+            outcome,
+            tried,
+        });
+        pos += length.max(1);
+    }
+    out.extend_from_slice(tail);
+    (chunks, total)
+}
+
+/// What there is of a chunk that can not be mended, filled up with zeros.
+fn broken(chunk: &[u8], content: &mut Vec<u8>) -> Outcome {
+    let Some(frame) = frame_at(chunk, 0).filter(|f| f.kind.is_data()) else {
+        return Outcome::Broken {
+            decoded: 0,
+            checksum: false,
+        };
+    };
+    let claimed = frame.decoded_len().unwrap_or(0);
+    match decode_frame(&frame, content, true) {
+        Ok(decoded) => Outcome::Broken {
+            decoded,
+            checksum: false,
+        },
+        Err(fault) => {
+            content.resize(claimed.max(content.len()), 0);
+            Outcome::Broken {
+                decoded: fault.decoded,
+                checksum: matches!(fault.kind, FrameFaultKind::Crc { .. }),
+            }
+        }
+    }
+}
+
+/// Where the record starts that the end of `done` does not finish.
+fn unfinished(done: &[u8], records: &Records<'_>) -> usize {
+    let mut plain = std::borrow::Cow::Borrowed(done);
+    if let Some(key) = records.key {
+        key.apply_keystream(0, plain.to_mut());
+    }
+    let mut end = 0;
+    scan(&plain, 0, records.prover, OnDamage::Resync, |step| {
+        if let Step::Record(r, RecordProof::Proven) = step {
+            end = (r.offset + r.len()) as usize;
+        }
+    });
+    end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Noise, tiny};
+    use super::*;
+    use crate::format::block;
+
+    const ONE: Effort<'_> = Effort {
+        bytes: 1 << 36,
+        near: 0,
+        parallel: false,
+        cancel: None,
+    };
+
+    fn decompressed(
+        raw: &[u8],
+        header: usize,
+        prover: &Prover,
+        effort: &Effort<'_>,
+    ) -> (Vec<u8>, Vec<Chunk>) {
+        let mut out = Vec::new();
+        let records = Records { prover, key: None };
+        let (chunks, _) = decompress(raw, header, &records, effort, &mut out, 64 << 20);
+        (out, chunks)
+    }
+
+    fn flips(chunks: &[Chunk]) -> Vec<Flip> {
+        chunks
+            .iter()
+            .flat_map(|c| match &c.outcome {
+                Outcome::Mended { flips, .. } => flips.clone(),
+                _ => Vec::new(),
+            })
+            .collect()
+    }
+
+    /// Every `step`th bit of a block that a server compressed.
+    fn every_bit(raw: &[u8], prover: &Prover, step: usize) {
+        let header = match block::Container::detect(raw, prover) {
+            block::Container::S2 { header, .. } => header,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(container(raw), Some((header, Vec::new())));
+        let mut logical = Vec::new();
+        assert!(block::decompress(raw, header, &mut logical, 64 << 20).is_clean());
+        let (out, chunks) = decompressed(raw, header, prover, &ONE);
+        assert_eq!((&out, flips(&chunks)), (&logical, Vec::new()));
+        let mut others = 0;
+        for bit in (0..(raw.len() - TAIL_LEN) * 8).step_by(step) {
+            let mut damaged = raw.to_vec();
+            toggle(&mut damaged, bit);
+            if bit < header * 8 {
+                // The size in it is not looked at.
+                let (found, bits) = container(&damaged).unwrap();
+                assert_eq!(found, header);
+                assert_eq!(bits.is_empty(), (32..header * 8).contains(&bit));
+            }
+            let (out, chunks) = decompressed(&damaged, header, prover, &ONE);
+            assert_eq!(out, logical, "bit {bit}: {chunks:?}");
+            if bit >= header * 8 {
+                // In runs, a bit of one element's length can do what that of another does.
+                assert_eq!(flips(&chunks).len(), 1, "bit {bit}: {chunks:?}");
+                others += usize::from(flips(&chunks) != [Flip::at(0, bit)]);
+            }
+        }
+        assert!(others * step * 100 < raw.len() * 8, "{others}");
+    }
+
+    #[test]
+    fn every_bit_of_a_block_that_a_server_compressed() {
+        let raw = tiny("2.15.2-s2", "msgs/1.blk");
+        every_bit(&raw, &Prover::for_block("TINY", 1), 1);
+    }
+
+    #[test]
+    fn bits_of_larger_blocks_that_servers_compressed() {
+        let raw = from_store("2.14.5-compress", "S2", 1);
+        every_bit(&raw, &Prover::for_block("S2", 1), 61);
+        let raw = from_store("2.10.29-compress", "S2", 2);
+        every_bit(&raw, &Prover::for_block("S2", 2), 97);
+    }
+
+    /// A block out of a larger fixture.
+    fn from_store(fixture: &str, stream: &str, n: u64) -> Vec<u8> {
+        use std::io::Read as _;
+        let path = format!(
+            "{}/fixtures/stores/{fixture}.tar.xz",
+            env!("CARGO_MANIFEST_DIR")
+        );
+        let file = xz2::read::XzDecoder::new(std::fs::File::open(path).unwrap());
+        let want = format!("/$G/streams/{stream}/msgs/{n}.blk");
+        for entry in ::tar::Archive::new(file).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            if entry.path().unwrap().to_str().unwrap().ends_with(&want) {
+                let mut bytes = Vec::new();
+                entry.read_to_end(&mut bytes).unwrap();
+                return bytes;
+            }
+        }
+        panic!("{fixture} has no {want}");
+    }
+
+    #[test]
+    fn chunks_of_the_reference_writer_without_records() {
+        // Nothing speaks for the records: what the checksum alone says is marked so, and right.
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/vectors/s2/");
+        let mut noise = Noise::new(3);
+        for name in ["best", "better", "default", "64k", "uncompressed", "copyn"] {
+            let stream = std::fs::read(format!("{dir}{name}.s2")).unwrap();
+            let first = &stream[MAGIC.len()..];
+            let len = frame_at(first, 0).unwrap().length() as usize;
+            let chunk = &first[..len];
+            let mut content = Vec::new();
+            assert!(is_good(chunk, &mut content));
+            // Too long for all of it here.
+            let effort = Effort {
+                bytes: 300 << 20,
+                ..ONE
+            };
+            let judge = |_: &[u8]| Verdict::default();
+            let (mut mended, mut tries) = (0, 0);
+            for _ in 0..12 {
+                let mut damaged = chunk.to_vec();
+                let bit = noise.below(len * 8);
+                toggle(&mut damaged, bit);
+                let (found, _, _) = mend(&damaged, 0, &judge, &effort);
+                tries += 1;
+                if let Some(found) = found {
+                    assert_eq!(
+                        (found.raw.as_slice(), found.proof),
+                        (chunk, Proof::Checksum)
+                    );
+                    assert_eq!(found.content, content);
+                    mended += 1;
+                }
+            }
+            assert!(
+                name != "uncompressed" || mended == tries,
+                "{name}: {mended} of {tries}"
+            );
+        }
+    }
+
+    #[test]
+    fn two_bits_of_a_literal_and_of_the_checksum() {
+        let raw = tiny("2.15.2-s2", "msgs/1.blk");
+        let prover = Prover::for_block("TINY", 1);
+        let header = container(&raw).unwrap().0;
+        let (logical, _) = decompressed(&raw, header, &prover, &ONE);
+        let src = header + MAGIC.len() + BLOCK_AT;
+        let body = &raw[src..raw.len() - TAIL_LEN];
+        let walked = walk(body, claimed_len(body).unwrap().1);
+        assert!(walked.complete && walked.bad.is_none());
+        let effort = Effort { near: 16, ..ONE };
+        for elem in walked.elems.iter().filter(|e| e.literal && e.len > 4) {
+            let at = (src + elem.s as usize + usize::from(elem.size)) * 8 + 3;
+            for apart in [1, 7, 16] {
+                let mut damaged = raw.clone();
+                toggle(&mut damaged, at);
+                toggle(&mut damaged, at + apart);
+                let (out, chunks) = decompressed(&damaged, header, &prover, &effort);
+                assert_eq!(out, logical);
+                assert_eq!(flips(&chunks), [Flip::at(0, at), Flip::at(0, at + apart)]);
+            }
+        }
+        let crc = (src - 4) * 8;
+        let mut damaged = raw.clone();
+        toggle(&mut damaged, crc + 5);
+        toggle(&mut damaged, crc + 14);
+        let (out, chunks) = decompressed(&damaged, header, &prover, &effort);
+        assert_eq!((out, flips(&chunks).len()), (logical, 2));
+    }
+
+    /// A block of several chunks.
+    fn three_chunks() -> (Vec<u8>, Vec<u8>, Prover) {
+        use crate::format::hash::HashKey;
+        use crate::format::record::{NewRecord, encode};
+        let mut logical = Vec::new();
+        let mut noise = Noise::new(9);
+        for seq in 1.. {
+            if logical.len() > 2_500_000 {
+                break;
+            }
+            let text = format!("{{\"n\":{seq},\"at\":{},\"v\":\"", noise.next() % 1000);
+            let payload = [text.into_bytes(), noise.bytes(20), b"\"}".repeat(30)].concat();
+            let record = NewRecord {
+                seq,
+                ts: 1_763_685_393_000_000_000 + seq as i64 * 1000,
+                subject: b"orders.new",
+                headers: b"",
+                payload: &payload,
+            };
+            encode(&mut logical, &HashKey::block("S", 1), &record).unwrap();
+        }
+        let mut raw = Vec::new();
+        block::compress(&logical, &mut crate::format::s2::Encoder::new(), &mut raw).unwrap();
+        (raw, logical, Prover::for_block("S", 1))
+    }
+
+    #[test]
+    fn chunks_of_a_mebibyte() {
+        let (raw, logical, prover) = three_chunks();
+        let header = container(&raw).unwrap().0;
+        let mut noise = Noise::new(21);
+        for i in 0..25 {
+            let mut damaged = raw.clone();
+            let bit = (header + 10) * 8 + noise.below((raw.len() - header - 18) * 8);
+            toggle(&mut damaged, bit);
+            let effort = Effort {
+                parallel: i % 2 == 0,
+                ..ONE
+            };
+            let (out, chunks) = decompressed(&damaged, header, &prover, &effort);
+            assert_eq!(flips(&chunks), [Flip::at(0, bit)], "bit {bit}");
+            assert!(out == logical, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_mended_keeps_the_rest() {
+        let (raw, logical, prover) = three_chunks();
+        let header = container(&raw).unwrap().0;
+        let (_, good) = decompressed(&raw, header, &prover, &ONE);
+        assert_eq!(good.len(), 3);
+        let effort = Effort {
+            bytes: 200 << 20,
+            ..ONE
+        };
+        // Garbage in the middle of the second chunk; then its header as well.
+        let at = good[1].offset as usize;
+        let mut damaged = raw.clone();
+        damaged[at + 50_000..at + 50_100].fill(0x55);
+        for _ in 0..2 {
+            let (out, chunks) = decompressed(&damaged, header, &prover, &effort);
+            assert_eq!(chunks.len(), 3);
+            assert_eq!(
+                (chunks[0].outcome.clone(), chunks[2].outcome.clone()),
+                (Outcome::Good, Outcome::Good)
+            );
+            let Outcome::Broken { decoded, .. } = chunks[1].outcome else {
+                panic!("{:?}", chunks[1]);
+            };
+            let mid = good[1].content.clone();
+            assert!(damaged[at] != 0 || decoded > 50_000);
+            let kept = mid.start + decoded.min(60_000);
+            assert!(out[..kept.min(mid.start + 50_000)] == logical[..kept.min(mid.start + 50_000)]);
+            let last = chunks[2].content.clone();
+            assert!(out[last.start..] == logical[good[2].content.start..]);
+            damaged[at..at + 4].fill(0x7e);
+        }
+    }
+
+    #[test]
+    fn weights_are_what_a_flip_does() {
+        let raw = tiny("2.15.2-s2", "msgs/1.blk");
+        let header = container(&raw).unwrap().0 + MAGIC.len() + BLOCK_AT;
+        let src = &raw[header..raw.len() - TAIL_LEN];
+        let (claimed, n) = claimed_len(src).unwrap();
+        let walked = walk(src, n);
+        let decode = |src: &[u8]| {
+            let mut out = vec![0; claimed as usize];
+            decode_block_into(src, &mut out).unwrap();
+            crc32c::crc32c(&out)
+        };
+        let good = decode(src);
+        let weights = weights(&walked.elems, claimed as usize);
+        for elem in walked.elems.iter().filter(|e| e.literal) {
+            for i in 0..elem.len as usize {
+                let mut effect = weights[elem.d as usize + i];
+                for b in (0..8).rev() {
+                    let mut flipped = src.to_vec();
+                    flipped[elem.s as usize + usize::from(elem.size) + i] ^= 1 << b;
+                    assert_eq!(decode(&flipped) ^ good, effect);
+                    assert_eq!(over_x(times_x(effect)), effect);
+                    effect = times_x(effect);
+                }
+            }
+        }
+        assert_eq!(unmask(masked_crc(b"abc")), crc32c::crc32c(b"abc"));
+    }
+}
