@@ -573,7 +573,7 @@ mod tests {
     use crate::format::record::simd;
 
     fn bytes(n: usize) -> Vec<u8> {
-        (0..n as u32).map(|i| (i * i >> 3) as u8).collect()
+        (0..n as u32).map(|i| ((i * i) >> 3) as u8).collect()
     }
 
     fn expected(key: HashKey, data: &[u8]) -> u64 {

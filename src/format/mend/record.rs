@@ -21,11 +21,14 @@ use crate::format::record::{
     Prover, Record, Step, TOMBSTONE_BIT, scan, subject_doubt,
 };
 
+/// Says whether a subject is known to the letter.
+pub type IsKnown<'a> = &'a (dyn Fn(&[u8]) -> bool + Sync);
+
 /// What is known about subjects where the block comes from.
 #[derive(Clone, Copy, Default)]
 pub struct Known<'a> {
-    /// Says whether a subject is known to the letter: from `index.db`, or from other records.
-    pub subjects: Option<&'a (dyn Fn(&[u8]) -> bool + Sync)>,
+    /// Knows subjects from `index.db`, or from other records.
+    pub subjects: Option<IsKnown<'a>>,
     /// `subjects` knows every subject of the stream, so any other is suspicious: a current
     /// `index.db` does, but for messages deleted since.
     pub all: bool,
@@ -475,8 +478,11 @@ fn settle(raw: &[u8], offset: u64, known: &Known<'_>) -> Option<Border> {
             .map(|s| known.evidence(s))
     };
     let now = evidence(shape.slen);
-    if now == Some(Evidence::Exact) {
-        return None;
+    match now {
+        Some(Evidence::Exact) => return None,
+        // Nothing could speak louder.
+        Some(Evidence::Possible | Evidence::Configured) if known.subjects.is_none() => return None,
+        _ => {}
     }
     let mut best = Vec::new();
     let mut level = now.unwrap_or(Evidence::Against);
@@ -494,9 +500,9 @@ fn settle(raw: &[u8], offset: u64, known: &Known<'_>) -> Option<Border> {
     let sure = match best.as_slice() {
         // As it is, it is as good as anything else.
         _ if !bad && level == now.unwrap_or(Evidence::Against) => return None,
+        [_] if !bad && known.all => Sureness::Fair,
         // Possible as it is; but one bit away from one that is known. New subjects come up.
-        _ if !bad && !(known.all && best.len() == 1) => Sureness::Open,
-        _ if !bad => Sureness::Fair,
+        _ if !bad => Sureness::Open,
         [_] if level == Evidence::Exact => Sureness::Strong,
         [_] => Sureness::Fair,
         _ => Sureness::Open,
@@ -760,8 +766,9 @@ fn next_is_likely(buf: &[u8], after: Option<u64>, before: Option<u64>) -> bool {
         && (near(record.seq, after) && near(record.seq, before))
         && record.seq != 0
         && (record.kind == Kind::Message) == (record.raw.len() > MIN_LEN)
-        && subject_doubt(record.subject).is_none()
         && record.ts >= 0
+        && record.subject.len() <= 256
+        && subject_doubt(record.subject).is_none()
 }
 
 #[cfg(test)]
