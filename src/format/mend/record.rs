@@ -1056,6 +1056,28 @@ mod tests {
     }
 
     #[test]
+    fn hostile_blocks_end_with_the_budget() {
+        let prover = Prover::for_block("S", 1);
+        let n = 1 << 18;
+        // Every position looks like the start of a record; and nothing but zeros.
+        let mut every = vec![0u8; n];
+        for i in (0..n - 4).step_by(4) {
+            every[i..i + 4].copy_from_slice(&(((n - i) as u32) & 0xffff).to_le_bytes());
+        }
+        for block in [every, vec![0; n], vec![0x80; n]] {
+            let effort = Effort {
+                bytes: 1 << 28,
+                ..TWO
+            };
+            let started = std::time::Instant::now();
+            let w = walked(&block, &prover, &Known::default(), &effort);
+            assert_eq!((w.records, w.flips.len()), (0, 0));
+            assert!(w.tried.spent <= effort.bytes + (1 << 24));
+            assert!(started.elapsed().as_secs() < 20);
+        }
+    }
+
+    #[test]
     fn subject_lengths_by_what_is_known() {
         let block = [message(1, b"", b"{\"a\":1}"), message(2, b"", b"{\"a\":2}")].concat();
         let prover = Prover::for_block("S", 1);
