@@ -6,7 +6,8 @@
 //! | [`s2`] | a chunk of a compressed block | CRC-32C, and the records in it |
 //! | [`small`] | `meta.inf` and `meta.sum`, `index.db`, sealed files, key files, any file with a hash | hash or tag |
 //!
-//! A correction is taken only when a 64-bit keyed hash (or a 128-bit tag) proves it. Every outcome
+//! A correction is taken only when a 64-bit keyed hash (or a 128-bit tag) proves it; where an outcome
+//! may be less than proven it says so ([`s2::Outcome::is_proven`], [`record::Sureness`]). Every outcome
 //! says how far the search went, what it cost, and how many candidates were tried: of `n`, the
 //! chance that one fits by accident is `n / 2^64`.
 //!

@@ -6,7 +6,7 @@
 //! | `len` | one hash for each of its bits, and for the place where the next record begins | hash |
 //! | header bit | one hash | hash |
 //! | `slen`, with headers | one hash for each of its bits, and for where `NATS/1.0` stands | hash |
-//! | sequence, time, subject, headers, payload | [`lanes`](super::lanes) | hash |
+//! | sequence, time, subject, headers, payload | every bit, half a packet at a time | hash |
 //! | `slen`, without headers | subjects: those known, the configured ones, what a subject may be | none: [`Sureness`] |
 //! | `hlen` | the empty line that ends the headers | none: [`Sureness`] |
 //!

@@ -3,7 +3,8 @@
 //! A chunk has a CRC-32C of what it decodes to, and nothing else: with the millions of bits that a
 //! chunk has, one in some hundreds of damaged chunks has a wrong correction that fits the CRC. So a
 //! correction counts as proven only when the records in the content, or more of them than before,
-//! prove themselves ([`Proof::Records`]).
+//! prove themselves ([`Proof::Records`]). The only one that fits and that no record speaks for is
+//! given, too, but it is a guess ([`Proof::Checksum`]): ask [`Outcome::is_proven`].
 //!
 //! | damaged | found by |
 //! |---|---|
@@ -20,6 +21,8 @@
 //! the culprit when that is just the difference of the two CRCs: one pass over the content tries all.
 //! A changed offset (with the repeats that use it) injects the difference between what is copied now
 //! and what would have been copied there, byte for byte with weight `W` again.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
@@ -52,9 +55,16 @@ pub struct Verdict {
 pub enum Proof {
     /// The CRC, and more records prove themselves than before, or all do.
     Records,
-    /// The CRC only, no record speaking for it or against it; it is the only such correction there
-    /// is. `tried / 2^32` is the chance of a coincidence.
+    /// Unproven: the CRC only, no record speaking for it or against it; it is the only such
+    /// correction there is. `tried / 2^32` is the chance of a coincidence.
     Checksum,
+}
+
+impl Proof {
+    /// False for what only a checksum of 32 bits speaks for.
+    pub fn is_proven(self) -> bool {
+        self == Self::Records
+    }
 }
 
 /// A chunk as it should be.
@@ -212,13 +222,23 @@ struct Search<'a, J> {
     effort: &'a Effort<'a>,
     /// Corrections that fit the CRC and that no record speaks for.
     unsure: std::sync::Mutex<Vec<Vec<usize>>>,
+    /// Corrections that fit the CRC.
+    fits: AtomicUsize,
 }
+
+/// So many corrections that fit the CRC are judged: judging may cost far more than decoding, and
+/// chance does not make so many.
+const MAX_FITS: usize = 64;
 
 impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
     /// Judges content that fits its CRC.
     fn accept(&self, content: &[u8], flips: &[usize]) -> bool {
+        if self.fits.fetch_add(1, Ordering::Relaxed) >= MAX_FITS {
+            return false;
+        }
         let verdict = (self.judge)(content);
-        if verdict.proven > self.now.proven || verdict.proven == content.len() {
+        let all = verdict.proven == content.len() && !content.is_empty();
+        if all || verdict.proven > self.now.proven {
             return true;
         }
         if verdict.proven == self.now.proven
@@ -261,22 +281,26 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
     /// Tries candidates that are to be decoded in full.
     fn decode_each(
         &self,
-        all: &[usize],
+        all: &[Vec<usize>],
         cost: u64,
         tried: &mut Tried,
     ) -> (Option<Vec<usize>>, Reach) {
         const UNIT: usize = 8;
+        let unit = |i: usize| all.get(i * UNIT..all.len().min((i + 1) * UNIT));
         search(
             self.effort,
             tried,
             all.len().div_ceil(UNIT),
-            |_| (UNIT as u64, cost * UNIT as u64),
+            |i| {
+                let n = unit(i).map_or(0, <[_]>::len) as u64;
+                (n, cost.saturating_mul(n))
+            },
             |i| {
                 let (mut copy, mut content) = (self.chunk.to_vec(), Vec::new());
-                let unit = all.get(i * UNIT..all.len().min((i + 1) * UNIT))?;
-                unit.iter()
-                    .find(|&&flip| self.decodes(&mut copy, &[flip], &mut content))
-                    .map(|&flip| vec![flip])
+                unit(i)?
+                    .iter()
+                    .find(|flips| self.decodes(&mut copy, flips, &mut content))
+                    .cloned()
             },
         )
     }
@@ -292,8 +316,8 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
         }
         // The length in front: what does not decode costs little.
         let (claimed, header) = claimed_len(src).unwrap_or((0, 5));
-        let front: Vec<usize> = (0..header.min(src.len()) * 8)
-            .map(|i| BLOCK_AT * 8 + i)
+        let front: Vec<_> = (0..header.min(src.len()) * 8)
+            .map(|i| vec![BLOCK_AT * 8 + i])
             .collect();
         let cost = (claimed as usize).min(MAX_FRAME_DECODED) as u64 + src.len() as u64;
         let (hit, reach) = self.decode_each(&front, cost, tried);
@@ -406,12 +430,11 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
             };
             hits.extend(found);
         }
-        tried.single = Reach::All;
-        if let Some(hit) = self.first_that_decodes(hits) {
-            return Some(hit);
-        }
-        if near == 0 {
-            return None;
+        let cost = (content.len() + self.chunk.len()) as u64;
+        let (hit, reach) = self.decode_each(&hits, cost, tried);
+        tried.single = reach;
+        if hit.is_some() || reach != Reach::All || near == 0 {
+            return hit;
         }
         // Two near bits of the same literal.
         let doubles = content.len() as u64 * 8 * near as u64;
@@ -444,14 +467,9 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
                 }
             }
         }
-        tried.double = Reach::All;
-        self.first_that_decodes(hits)
-    }
-
-    fn first_that_decodes(&self, hits: Vec<Vec<usize>>) -> Option<Vec<usize>> {
-        let (mut copy, mut content) = (self.chunk.to_vec(), Vec::new());
-        hits.into_iter()
-            .find(|flips| self.decodes(&mut copy, flips, &mut content))
+        let (hit, reach) = self.decode_each(&hits, cost, tried);
+        tried.double = reach;
+        hit
     }
 
     /// Flips that change what follows.
@@ -464,6 +482,10 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
         tried: &mut Tried,
     ) -> Option<Vec<usize>> {
         const BATCH: usize = 1024;
+        /// Elements that get as many steps as are left.
+        const GROUP: usize = 16;
+        /// Steps that the others get.
+        const SHORT: u64 = 8192;
         // Which element starts where, counted from one.
         let mut starts = vec![0u32; src.len()];
         for (i, elem) in walked.elems.iter().enumerate() {
@@ -493,19 +515,53 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
         let mut order: Vec<usize> = failed.into_iter().collect();
         order.extend(all);
         tried.structure = Reach::Part;
+        let each = |js: &[usize], steps: u64| -> Vec<Survivors> {
+            let of = |&j: &usize| survivors(src, walked, &starts, claimed, j, end, steps);
+            if self.effort.parallel {
+                js.par_iter().map(of).collect()
+            } else {
+                js.iter().map(of).collect()
+            }
+        };
+        let count = |found: &[Survivors], tried: &mut Tried| {
+            let steps: u64 = found.iter().map(|f| f.steps).sum();
+            tried.count(0, steps.saturating_mul(STEP_COST));
+        };
+        let mut whole = true;
         for batch in order.chunks(BATCH) {
             if self.effort.cancelled() || tried.left(self.effort) == 0 {
                 return None;
             }
-            let of = |&j: &usize| survivors(src, walked, &starts, claimed, j, end);
-            let found: Vec<(Vec<usize>, u64)> = if self.effort.parallel {
-                batch.par_iter().map(of).collect()
-            } else {
-                batch.iter().map(of).collect()
-            };
-            let steps: u64 = found.iter().map(|(_, steps)| *steps).sum();
-            tried.count(0, steps.saturating_mul(16));
-            let flips: Vec<usize> = found.into_iter().flat_map(|(flips, _)| flips).collect();
+            let mut found = each(batch, SHORT);
+            count(&found, tried);
+            // In hostile blocks every walk may be long.
+            let long: Vec<usize> = (0..found.len())
+                .filter(|&i| found.get(i).is_some_and(|f| f.cut))
+                .collect();
+            for group in long.chunks(GROUP) {
+                let left = tried.left(self.effort);
+                if self.effort.cancelled() || left == 0 {
+                    return None;
+                }
+                let js: Vec<usize> = group
+                    .iter()
+                    .filter_map(|&i| batch.get(i))
+                    .copied()
+                    .collect();
+                let again = each(&js, left / STEP_COST / GROUP as u64);
+                count(&again, tried);
+                for (&i, new) in group.iter().zip(again) {
+                    whole &= !new.cut;
+                    if let Some(old) = found.get_mut(i) {
+                        *old = new;
+                    }
+                }
+            }
+            let flips: Vec<_> = found
+                .into_iter()
+                .flat_map(|f| f.flips)
+                .map(|flip| vec![flip])
+                .collect();
             let (hit, reach) = self.decode_each(&flips, cost, tried);
             if hit.is_some() {
                 tried.structure = Reach::All;
@@ -515,7 +571,9 @@ impl<J: Fn(&[u8]) -> Verdict + Sync> Search<'_, J> {
                 return None;
             }
         }
-        tried.structure = Reach::All;
+        if whole {
+            tried.structure = Reach::All;
+        }
         None
     }
 }
@@ -635,8 +693,20 @@ fn same_but_offset(src: &[u8], elem: &Elem, bit: usize, inherited: u32) -> Optio
     }
 }
 
+/// What an element's step counts for, in bytes.
+const STEP_COST: u64 = 16;
+
+/// What [`survivors`] gives.
+struct Survivors {
+    flips: Vec<usize>,
+    /// Elements that were walked.
+    steps: u64,
+    /// There were more to walk.
+    cut: bool,
+}
+
 /// Flips in element `j` (or, behind the last one, where the walk failed) after which the elements
-/// make just the claimed length; and how many elements that took to find out.
+/// make just the claimed length. Ends after `most` steps.
 fn survivors(
     src: &[u8],
     walked: &Walk,
@@ -644,8 +714,9 @@ fn survivors(
     claimed: u64,
     j: usize,
     end: usize,
-) -> (Vec<usize>, u64) {
-    let (mut flips, mut steps) = (Vec::new(), 0);
+    most: u64,
+) -> Survivors {
+    let (mut flips, mut steps, mut cut) = (Vec::new(), 0, false);
     let fits = walked.complete && walked.total == claimed;
     let elem = walked.elems.get(j);
     let (s, d) = match elem {
@@ -678,6 +749,10 @@ fn survivors(
         };
         let mut made = d + len;
         let good = loop {
+            if steps >= most {
+                cut = true;
+                break false;
+            }
             if made > claimed {
                 break false;
             }
@@ -702,8 +777,11 @@ fn survivors(
         if good {
             flips.push((BLOCK_AT + s) * 8 + bit);
         }
+        if cut {
+            break;
+        }
     }
-    (flips, steps)
+    Survivors { flips, steps, cut }
 }
 
 /// The chunk at the start of `buf`, as long as its header says.
@@ -760,6 +838,27 @@ pub fn resync(buf: &[u8], from: usize, budget: &mut u64) -> Option<usize> {
     })
 }
 
+/// How far the chunk at `buf[0]` reaches, and whether that is what its header says. `budget` is what
+/// may be decoded to find the next one.
+fn extent(buf: &[u8], budget: &mut u64) -> (usize, bool) {
+    match says(buf).filter(|&len| follows(buf, len)) {
+        Some(len) => (len, true),
+        None => (resync(buf, BLOCK_AT, budget).unwrap_or(buf.len()), false),
+    }
+}
+
+/// The length of a chunk as its header has it.
+fn says(buf: &[u8]) -> Option<usize> {
+    let header = buf.first_chunk::<CHUNK_HEADER>()?;
+    Some(parse_chunk_header(*header).1 as usize + CHUNK_HEADER)
+}
+
+/// Whether the stream could go on, or end, `len` bytes further.
+fn follows(buf: &[u8], len: usize) -> bool {
+    buf.get(len..)
+        .is_some_and(|next| next.is_empty() || may_start(next) || next.starts_with(&MAGIC))
+}
+
 /// Tries to mend the chunk at `buf[0]`, which lies at `offset` in the file and does not decode to
 /// what its checksum says. `buf` goes on to the end of the stream. `judge` looks at a candidate's
 /// content. Gives the length of the chunk as found as well.
@@ -770,15 +869,35 @@ pub fn mend(
     effort: &Effort<'_>,
 ) -> (Option<MendedChunk>, usize, Tried) {
     let mut tried = Tried::default();
-    let (mended, len) = mend_header(buf, offset, judge, effort, &mut tried);
-    if mended.is_some() {
-        return (mended, len, tried);
+    let mut budget = effort.bytes / 4;
+    let extent = extent(buf, &mut budget);
+    tried.count(0, effort.bytes / 4 - budget);
+    let mended = mend_within(buf, extent, offset, judge, effort, &mut tried);
+    let len = mended.as_ref().map_or(extent.0, |m| m.raw.len());
+    (mended, len, tried)
+}
+
+/// [`mend`] for a chunk whose [`extent`] is known.
+fn mend_within(
+    buf: &[u8],
+    extent: (usize, bool),
+    offset: u64,
+    judge: &(impl Fn(&[u8]) -> Verdict + Sync),
+    effort: &Effort<'_>,
+    tried: &mut Tried,
+) -> Option<MendedChunk> {
+    if let Some(mended) = mend_header(buf, extent, offset, judge, effort, tried) {
+        return Some(mended);
     }
-    let chunk = buf.get(..len).unwrap_or_default();
+    let chunk = buf.get(..extent.0).unwrap_or_default();
+    if tried.left(effort) < chunk.len() as u64 || effort.cancelled() {
+        return None;
+    }
     let mut content = Vec::new();
     if let Some(frame) = frame_at(chunk, offset) {
         let _ = decode_frame(&frame, &mut content, false);
     }
+    tried.count(0, (chunk.len() + content.len()) as u64);
     let search = Search {
         chunk,
         offset,
@@ -786,25 +905,26 @@ pub fn mend(
         judge,
         effort,
         unsure: std::sync::Mutex::default(),
+        fits: AtomicUsize::new(0),
     };
     drop(content);
-    let found = search.run(&mut tried).map(|flips| (flips, Proof::Records));
-    let found = found.or_else(|| {
+    let found = search.run(tried).map(|flips| (flips, Proof::Records));
+    if search.fits.load(Ordering::Relaxed) > MAX_FITS && found.is_none() {
+        tried.structure = Reach::Part;
+    }
+    let (flips, proof) = found.or_else(|| {
         let mut unsure = std::mem::take(&mut *search.unsure.lock().ok()?);
         unsure.sort();
         unsure.dedup();
         let whole = tried.single == Reach::All && tried.structure == Reach::All;
         let only = unsure.pop().filter(|_| unsure.is_empty() && whole)?;
         Some((only, Proof::Checksum))
-    });
-    let mended = found.and_then(|(flips, proof)| {
-        let mut raw = chunk.to_vec();
-        for &flip in &flips {
-            toggle(&mut raw, flip);
-        }
-        finished(chunk, raw, offset, proof)
-    });
-    (mended, len, tried)
+    })?;
+    let mut raw = chunk.to_vec();
+    for &flip in &flips {
+        toggle(&mut raw, flip);
+    }
+    finished(chunk, raw, offset, proof)
 }
 
 fn finished(old: &[u8], raw: Vec<u8>, offset: u64, proof: Proof) -> Option<MendedChunk> {
@@ -817,38 +937,29 @@ fn finished(old: &[u8], raw: Vec<u8>, offset: u64, proof: Proof) -> Option<Mende
     })
 }
 
-/// Tries the header's bits; or gives the length of the chunk.
+/// Tries the header's bits, and where the next chunk begins.
 fn mend_header(
     buf: &[u8],
+    (end, believed): (usize, bool),
     offset: u64,
     judge: &(impl Fn(&[u8]) -> Verdict + Sync),
     effort: &Effort<'_>,
     tried: &mut Tried,
-) -> (Option<MendedChunk>, usize) {
-    let Some(header) = buf.first_chunk::<CHUNK_HEADER>() else {
-        return (None, buf.len());
-    };
-    let stored = u32::from_le_bytes(*header);
-    let follows = |len: usize| {
-        buf.get(len..)
-            .is_some_and(|next| next.is_empty() || may_start(next))
-    };
-    let says = (stored >> 8) as usize + CHUNK_HEADER;
-    let believed = FrameKind::of(*header.first().unwrap_or(&0)).is_data() && follows(says);
+) -> Option<MendedChunk> {
+    let stored = u32::from_le_bytes(*buf.first_chunk::<CHUNK_HEADER>()?);
     let mut words: Vec<u32> = (0..32).map(|bit| stored ^ (1 << bit)).collect();
-    let mut end = says;
     if !believed {
-        let mut budget = tried.left(effort) / 4;
-        let had = budget;
-        end = resync(buf, BLOCK_AT, &mut budget).unwrap_or(buf.len());
-        tried.count(0, had - budget);
         let body = end.saturating_sub(CHUNK_HEADER) as u32;
         words.extend([body << 8, body << 8 | 1]);
     }
     let mut content = Vec::new();
     for word in words {
         let len = (word >> 8) as usize + CHUNK_HEADER;
-        if (word & 0xff) > 1 || !follows(len) {
+        if (word & 0xff) > 1
+            || !(BLOCK_AT..=CHUNK_HEADER + MAX_FRAME_BODY).contains(&len)
+            || !follows(buf, len)
+            || tried.left(effort) < len as u64
+        {
             continue;
         }
         let Some(mut raw) = buf.get(..len).map(<[u8]>::to_vec) else {
@@ -857,20 +968,19 @@ fn mend_header(
         if let Some(to) = raw.first_chunk_mut::<CHUNK_HEADER>() {
             *to = word.to_le_bytes();
         }
-        tried.count(1, len as u64);
-        if is_good(&raw, &mut content) {
+        content.clear();
+        let good = is_good(&raw, &mut content);
+        tried.count(1, (len + content.len()) as u64);
+        if good {
             // With some dozen candidates the CRC would do; the records say how good it is.
             let proof = match judge(&content).proven {
                 0 => Proof::Checksum,
                 _ => Proof::Records,
             };
-            return (
-                finished(buf.get(..len).unwrap_or_default(), raw, offset, proof),
-                len,
-            );
+            return finished(buf.get(..len).unwrap_or_default(), raw, offset, proof);
         }
     }
-    (None, end.min(buf.len()))
+    None
 }
 
 /// The header of a compressed block with bits flipped: its length, by where the stream's
@@ -911,6 +1021,18 @@ pub enum Outcome {
         /// Only the checksum is wrong.
         checksum: bool,
     },
+}
+
+impl Outcome {
+    /// True for content as it was written: what came out right, and what was mended with records to
+    /// prove it. A chunk mended by its checksum alone is not, though its content is in the output.
+    pub fn is_proven(&self) -> bool {
+        match self {
+            Self::Good => true,
+            Self::Mended { proof, .. } => proof.is_proven(),
+            Self::Broken { .. } => false,
+        }
+    }
 }
 
 /// One chunk of a block.
@@ -964,7 +1086,11 @@ impl Records<'_> {
 
 /// Decompresses a block like [`block::decompress`](crate::format::block::decompress), mending its
 /// chunks. `raw` is the (decrypted) file, `header` the length of what comes before the stream. `out`
-/// gets at most `ceiling` bytes.
+/// grows to at most `ceiling` bytes and the tail.
+///
+/// Offsets of chunks and flips are those of the file; what they hold is given by its place in `out`.
+/// Content that only a checksum speaks for is in `out` as well: see [`Outcome::is_proven`]. Records
+/// are proven by their own hashes in any case.
 pub fn decompress(
     raw: &[u8],
     header: usize,
@@ -1002,30 +1128,45 @@ pub fn decompress(
     }
     let base = out.len();
     let mut content = Vec::new();
+    // Where the proven records end; what may be decoded to find the next chunk.
+    let mut from = base;
+    let mut looks = (raw.len() as u64)
+        .saturating_mul(16)
+        .saturating_add(64 << 20);
     while let Some(rest) = stream.get(pos..).filter(|r| !r.is_empty()) {
         let start = out.len();
         let (length, outcome, tried) = if is_good(rest, &mut content) {
-            let length = frame_at(rest, 0).map_or(rest.len() as u64, |f| f.length());
-            (length as usize, Outcome::Good, Tried::default())
+            let length = says(rest).unwrap_or(rest.len());
+            (length, Outcome::Good, Tried::default())
+        } else if rest.starts_with(&MAGIC) {
+            content.clear();
+            (MAGIC.len(), Outcome::Good, Tried::default())
         } else {
-            let done = out.get(base..).unwrap_or_default();
-            let from = unfinished(done, records);
-            let before = done.get(from..).unwrap_or_default();
-            // What follows helps to prove the last record.
-            let says = frame_at(rest, 0).map_or(rest.len(), |f| f.length() as usize);
-            let following = rest.get(says..).unwrap_or_default();
-            let mut next = Vec::new();
-            if following.is_empty() {
-                next.extend_from_slice(tail);
-            } else if !is_good(following, &mut next) {
-                next.clear();
-            }
-            let judge = |content: &[u8]| records.judge(from as u64, before, content, &next);
+            let extent = extent(rest, &mut looks);
+            let mut tried = Tried::default();
             let share = Effort {
                 bytes: total.left(effort) / 2,
                 ..*effort
             };
-            let (mended, length, tried) = mend(rest, pos as u64, &judge, &share);
+            let done = (out.len() - from) as u64;
+            let mended = if share.bytes > done.saturating_mul(JUDGE_COST) && !effort.cancelled() {
+                tried.count(0, done.saturating_mul(JUDGE_COST));
+                from += unfinished(out.get(from..).unwrap_or_default(), from - base, records);
+                let before = out.get(from..).unwrap_or_default();
+                // What follows helps to prove the last record.
+                let mut next = Vec::new();
+                match rest.get(extent.0..).filter(|r| !r.is_empty()) {
+                    None => next.extend_from_slice(tail),
+                    Some(r) if is_good(r, &mut next) => {}
+                    Some(_) => next.clear(),
+                }
+                tried.count(0, (next.len() as u64).saturating_mul(JUDGE_COST));
+                let start = (from - base) as u64;
+                let judge = |content: &[u8]| records.judge(start, before, content, &next);
+                mend_within(rest, extent, pos as u64, &judge, &share, &mut tried)
+            } else {
+                None
+            };
             match mended {
                 Some(m) => {
                     content = m.content;
@@ -1034,8 +1175,8 @@ pub fn decompress(
                 }
                 None => {
                     content.clear();
-                    let outcome = broken(rest.get(..length).unwrap_or_default(), &mut content);
-                    (length, outcome, tried)
+                    let outcome = broken(rest.get(..extent.0).unwrap_or_default(), &mut content);
+                    (extent.0, outcome, tried)
                 }
             }
         };
@@ -1057,22 +1198,36 @@ pub fn decompress(
     (chunks, total)
 }
 
-/// What there is of a chunk that can not be mended, filled up with zeros.
+/// What looking at a byte for records counts for: where little proves itself it may be hashed more
+/// than once.
+const JUDGE_COST: u64 = 4;
+
+/// What there is of a chunk that can not be mended, filled up with zeros unless it is torn.
 fn broken(chunk: &[u8], content: &mut Vec<u8>) -> Outcome {
-    let Some(frame) = frame_at(chunk, 0).filter(|f| f.kind.is_data()) else {
+    let whole = frame_at(chunk, 0);
+    let torn = || {
+        let (header, body) = chunk.split_first_chunk::<CHUNK_HEADER>()?;
+        let kind = FrameKind::of(parse_chunk_header(*header).0);
+        let offset = 0;
+        Some(Frame { offset, kind, body })
+    };
+    let padded = whole.is_some();
+    let Some(frame) = whole.or_else(torn).filter(|f| f.kind.is_data()) else {
         return Outcome::Broken {
             decoded: 0,
             checksum: false,
         };
     };
     let claimed = frame.decoded_len().unwrap_or(0);
-    match decode_frame(&frame, content, true) {
+    match decode_frame(&frame, content, padded) {
         Ok(decoded) => Outcome::Broken {
             decoded,
             checksum: false,
         },
         Err(fault) => {
-            content.resize(claimed.max(content.len()), 0);
+            if padded {
+                content.resize(claimed.max(content.len()), 0);
+            }
             Outcome::Broken {
                 decoded: fault.decoded,
                 checksum: matches!(fault.kind, FrameFaultKind::Crc { .. }),
@@ -1081,11 +1236,12 @@ fn broken(chunk: &[u8], content: &mut Vec<u8>) -> Outcome {
     }
 }
 
-/// Where the record starts that the end of `done` does not finish.
-fn unfinished(done: &[u8], records: &Records<'_>) -> usize {
+/// Where in `done`, the block's content from `offset` on, the record starts that its end does not
+/// finish: where the last proven one ends.
+fn unfinished(done: &[u8], offset: usize, records: &Records<'_>) -> usize {
     let mut plain = std::borrow::Cow::Borrowed(done);
     if let Some(key) = records.key {
-        key.apply_keystream(0, plain.to_mut());
+        key.apply_keystream(offset as u64, plain.to_mut());
     }
     let mut end = 0;
     scan(&plain, 0, records.prover, OnDamage::Resync, |step| {
@@ -1331,6 +1487,7 @@ mod tests {
         let (_, mut logical, prover) = three_chunks(false);
         logical.truncate(unfinished(
             &logical[..300_000],
+            0,
             &Records {
                 prover: &prover,
                 key: None,
