@@ -538,17 +538,18 @@ fn chains_to(buf: &[u8], target: usize) -> bool {
 }
 
 /// The first offset from `from` on where a record proves itself. Cheap tests first, the hash last.
-/// `budget` is the number of bytes that may still be hashed.
+/// `budget` is the number of bytes that may still be hashed, or gone through in vain.
 pub fn resync(buf: &[u8], from: usize, prover: &Prover, budget: &mut u64) -> Option<usize> {
     resync_near(buf, from, None, prover, budget)
 }
 
-/// Sequences at or above this are only believed close to a known one: in random bytes they, and
-/// not the lengths, tell a record that is worth its hash.
+/// Sequences at or above this are only believed with a reason: in random bytes they, and not the
+/// lengths, tell a record that is worth its hash.
 const UNUSUAL_SEQ: u64 = 1 << 48;
 
-/// [`resync`] in a block where the sequence `near` is known. Records with a sequence above 2^48 and
-/// more than 2^32 away from `near` are looked for only when there is no other.
+/// [`resync`] in a block where the sequence `near` is known. A record with a sequence above 2^48 is
+/// believed when that is less than 2^32 away from `near`, or when the block ends behind it, or what
+/// looks like a record with such a sequence follows; else only where there is no other.
 pub fn resync_near(
     buf: &[u8],
     from: usize,
@@ -556,20 +557,56 @@ pub fn resync_near(
     prover: &Prover,
     budget: &mut u64,
 ) -> Option<usize> {
-    let usual =
-        |seq: u64| seq < UNUSUAL_SEQ || near.is_some_and(|near| seq.abs_diff(near) >> 32 == 0);
-    hunt(buf, from, usual, prover, budget)
-        .or_else(|| hunt(buf, from, |seq| !usual(seq), prover, budget))
+    let close = |a: u64, b: u64| a.abs_diff(b) >> 32 == 0;
+    let usual = |seq: u64| seq < UNUSUAL_SEQ || near.is_some_and(|near| close(seq, near));
+    let followed = |start: &Start, at: usize| {
+        let rest = buf.get(at + start.len..).unwrap_or_default();
+        rest.is_empty()
+            || Start::read(rest).is_some_and(|next| usual(next.seq) || close(next.seq, start.seq))
+    };
+    let wanted = |start: &Start, at: usize| usual(start.seq) || followed(start, at);
+    let found = hunt(buf, from, wanted, prover, budget);
+    if found.is_some() {
+        return found;
+    }
+    *budget = budget.checked_sub(buf.len().saturating_sub(from) as u64)?;
+    hunt(buf, from, |start, at| !wanted(start, at), prover, budget)
+}
+
+/// What the start of a record says, where its lengths fit.
+struct Start {
+    len: usize,
+    seq: u64,
+}
+
+impl Start {
+    #[inline(always)]
+    fn read(buf: &[u8]) -> Option<Self> {
+        let fixed = buf.first_chunk::<FIXED_LEN>()?;
+        let [w0, w1, w2, w3, s0, s1, s2, s3, s4, s5, s6, s7, .., l0, l1] = *fixed;
+        let word = u32::from_le_bytes([w0, w1, w2, w3]);
+        let len = (word & !HEADERS_BIT) as usize;
+        if len < MIN_LEN || len > buf.len() {
+            return None;
+        }
+        let hole = if word & HEADERS_BIT != 0 { 4 } else { 0 };
+        let taken = usize::from(u16::from_le_bytes([l0, l1])) + hole;
+        let seq = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        (taken <= len - MIN_LEN).then_some(Self {
+            len,
+            seq: seq & !(ERASED_BIT | TOMBSTONE_BIT),
+        })
+    }
 }
 
 /// Positions that are looked at together.
 const STRIDE: usize = 32;
 
-/// The first offset from `from` on with a proven record whose sequence `wanted` wants.
+/// The first offset from `from` on with a proven record whose start `wanted` wants.
 fn hunt(
     buf: &[u8],
     from: usize,
-    wanted: impl Fn(u64) -> bool,
+    wanted: impl Fn(&Start, usize) -> bool,
     prover: &Prover,
     budget: &mut u64,
 ) -> Option<usize> {
@@ -586,27 +623,14 @@ fn hunt(
         }
         for at in pos..=last.min(pos + STRIDE - 1) {
             let rest = buf.get(at..).unwrap_or_default();
-            let Some(fixed) = rest.first_chunk::<FIXED_LEN>() else {
-                break;
-            };
-            let [w0, w1, w2, w3, s0, s1, s2, s3, s4, s5, s6, s7, .., l0, l1] = *fixed;
-            let word = u32::from_le_bytes([w0, w1, w2, w3]);
-            let len = (word & !HEADERS_BIT) as usize;
-            if len < MIN_LEN || len > rest.len() {
-                continue;
-            }
-            let taken = usize::from(u16::from_le_bytes([l0, l1]))
-                + if word & HEADERS_BIT != 0 { 4 } else { 0 };
-            let seq = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
-            if taken > len - MIN_LEN || !wanted(seq & !(ERASED_BIT | TOMBSTONE_BIT)) {
-                continue;
-            }
-            let Ok(record) = Record::decode(rest, 0) else {
-                continue;
-            };
-            *budget = budget.checked_sub(record.len())?;
-            if record.proves(prover) {
-                return Some(at);
+            if let Some(start) = Start::read(rest)
+                && wanted(&start, at)
+                && let Ok(record) = Record::decode(rest, 0)
+            {
+                *budget = budget.checked_sub(record.len())?;
+                if record.proves(prover) {
+                    return Some(at);
+                }
             }
         }
         pos += STRIDE;
@@ -828,7 +852,37 @@ mod tests {
         let prover = Prover::for_block("S", 1);
         let near = |n| resync_near(&buf, 1, n, &prover, &mut 1_000_000);
         assert_eq!(near(Some((1 << 60) - 9)), Some(7));
-        assert_eq!(near(None), Some(7 + 31));
+        // Nor one with a record behind it.
+        assert_eq!(near(None), Some(7));
+        assert_eq!(near(Some(3)), Some(7));
+        // One between damages is.
+        buf[7 + 31] ^= 0x7f;
+        buf.extend(message(6, b"a", b"", b""));
+        let near = |n| resync_near(&buf, 1, n, &prover, &mut 1_000_000);
+        assert_eq!(near(Some((1 << 60) - 9)), Some(7));
+        assert_eq!(near(None), Some(7 + 62));
+    }
+
+    #[test]
+    fn unusual_sequences_between_garbage_end_with_the_budget() {
+        // Each of them needs a look at everything behind it, for a better one.
+        let n = 4000;
+        let mut buf = Vec::new();
+        for i in 0..n {
+            buf.extend(message(1 << (50 + i % 2 * 5), b"a", b"", b""));
+            buf.push(0);
+        }
+        let got = steps(&buf);
+        let proven = got.iter().filter(|s| s.ends_with("Proven")).count();
+        assert!((64..1000).contains(&proven), "{proven}");
+        // Usual ones are not put off.
+        let n = 500;
+        let mut buf = Vec::new();
+        for i in 0..n {
+            buf.extend(message(i, b"a", b"", b""));
+            buf.push(0);
+        }
+        assert_eq!(steps(&buf).len(), 2 * n as usize);
     }
 
     #[test]

@@ -138,7 +138,9 @@ pub struct Tried {
 impl Tried {
     /// True when nothing within the search's scope was left out.
     pub fn is_complete(&self, near: u32) -> bool {
-        self.single == Reach::All && (near == 0 || self.double == Reach::All)
+        self.structure != Reach::Part
+            && self.single == Reach::All
+            && (near == 0 || self.double == Reach::All)
     }
 
     /// The chance that a candidate passed a 64-bit proof by accident.

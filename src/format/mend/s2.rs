@@ -1585,4 +1585,178 @@ mod tests {
         }
         assert_eq!(unmask(masked_crc(b"abc")), crc32c::crc32c(b"abc"));
     }
+
+    fn chunk(kind: u8, crc: u32, body: &[u8]) -> Vec<u8> {
+        let [a, b, c, _] = (body.len() as u32 + 4).to_le_bytes();
+        [&[kind, a, b, c], &crc.to_le_bytes()[..], body].concat()
+    }
+
+    /// A literal, and copies of five bytes made of twos: a flip of a tag's lowest bit puts the walk
+    /// out of step for good.
+    fn out_of_step(n: usize) -> Vec<u8> {
+        let made = 8 + 5 * n as u64;
+        let mut body = Vec::new();
+        crate::format::bytes::put_uvarint(&mut body, made);
+        body.push(7 << 2);
+        body.extend(b"abcdefgh");
+        body.extend(std::iter::repeat_n(0x05, 2 * n));
+        body
+    }
+
+    #[test]
+    fn walks_out_of_step_end_with_the_budget() {
+        let body = out_of_step(800_000);
+        let damaged = chunk(0, 0x1234_5678, &body);
+        let mut content = Vec::new();
+        let claimed = decode_frame(&frame_at(&damaged, 0).unwrap(), &mut content, false).unwrap();
+        assert_eq!(claimed, content.len());
+        let effort = Effort {
+            bytes: 64 << 20,
+            ..ONE
+        };
+        let started = std::time::Instant::now();
+        let (found, _, tried) = mend(&damaged, 0, &|_: &[u8]| Verdict::default(), &effort);
+        assert!(found.is_none() && !tried.is_complete(0));
+        assert!(tried.spent < effort.bytes + (256 << 20), "{}", tried.spent);
+        assert!(started.elapsed().as_secs() < 30);
+    }
+
+    /// Which of `parts` make `sum` together; they are independent.
+    fn solve(parts: &[u32; 32], sum: u32) -> u32 {
+        let mut rows: Vec<(u32, u32)> = Vec::new();
+        let reduce = |rows: &[(u32, u32)], mut value: u32, mut which: u32| {
+            for &(r, w) in rows {
+                if value & (1 << (31 - r.leading_zeros())) != 0 {
+                    (value, which) = (value ^ r, which ^ w);
+                }
+            }
+            (value, which)
+        };
+        for (i, &part) in parts.iter().enumerate() {
+            let row = reduce(&rows, part, 1 << i);
+            assert_ne!(row.0, 0);
+            rows.push(row);
+        }
+        let (rest, which) = reduce(&rows, sum, 0);
+        assert_eq!(rest, 0);
+        which
+    }
+
+    #[test]
+    fn fits_by_design_end_with_the_budget() {
+        // Groups of a word and 32 words behind it, some of which copy it, so that a flip of its
+        // lowest bit makes the same difference in each group.
+        const GROUPS: usize = 4000;
+        let len = GROUPS * 33 * 4;
+        let own = weights(&[], len);
+        let difference = 0x1357_9bdf;
+        let mut body = Vec::new();
+        crate::format::bytes::put_uvarint(&mut body, len as u64);
+        for group in 0..GROUPS {
+            let word = |i: usize| own[(group * 33 + i) * 4];
+            let parts = std::array::from_fn(|i| word(i + 1));
+            // The weight is that of the highest bit.
+            let copies = solve(&parts, difference ^ word(0));
+            body.extend([3 << 2, b'w', b'o', b'r', b'd']);
+            for i in 0..32u8 {
+                match (copies >> i) & 1 {
+                    1 => body.extend([1, (i + 1) * 4]),
+                    _ => body.extend([3 << 2, b'l', b'i', b'n', b'e']),
+                }
+            }
+        }
+        let mut content = vec![0; len];
+        assert_eq!(decode_block_into(&body, &mut content), Ok(len));
+        let wrong = unmask(masked_crc(&content)) ^ difference;
+        let stored = wrong.rotate_right(15).wrapping_add(0xa282_ead8);
+        let damaged = chunk(0, stored, &body);
+        let judged = std::sync::atomic::AtomicUsize::new(0);
+        let judge = |_: &[u8]| {
+            judged.fetch_add(1, Ordering::Relaxed);
+            Verdict::default()
+        };
+        let (found, _, tried) = mend(&damaged, 0, &judge, &ONE);
+        assert!(found.is_none() && !tried.is_complete(0));
+        assert!((2..=MAX_FITS + 1).contains(&judged.load(Ordering::Relaxed)));
+        // Each fit is decoded, which counts.
+        assert!(tried.spent > (GROUPS * len) as u64);
+        let effort = Effort {
+            bytes: 64 << 20,
+            ..ONE
+        };
+        let (_, _, tried) = mend(&damaged, 0, &judge, &effort);
+        assert!(tried.spent <= effort.bytes && tried.single == Reach::Part);
+    }
+
+    #[test]
+    fn thousands_of_broken_chunks_end_with_the_budget() {
+        let mut raw = MAGIC.to_vec();
+        let noise = Noise::new(31).bytes(4 << 20);
+        raw.extend(chunk(1, masked_crc(&noise), &noise));
+        let start = raw.len();
+        let n = 20_000;
+        for _ in 0..n {
+            raw.extend(chunk(0, 0, &[3]));
+        }
+        raw.extend(b"the tail");
+        let prover = Prover::for_block("S", 1);
+        for bytes in [0, 1 << 20, 1 << 28] {
+            let effort = Effort { bytes, ..ONE };
+            let started = std::time::Instant::now();
+            let (out, chunks) = decompressed(&raw, 0, &prover, &effort);
+            assert!(started.elapsed().as_secs() < 20, "{bytes}");
+            assert_eq!(chunks.len(), 1 + n);
+            assert_eq!(chunks[n].offset as usize, start + (n - 1) * 9);
+            assert!(!chunks[n].outcome.is_proven() && chunks[0].outcome.is_proven());
+            assert_eq!(out.len(), noise.len() + 3 * n + TAIL_LEN);
+        }
+    }
+
+    #[test]
+    fn without_effort_it_is_what_decompressing_gives() {
+        let (raw, logical, prover) = three_chunks(false);
+        let header = container(&raw).unwrap().0;
+        let none = Effort { bytes: 0, ..ONE };
+        let (_, good) = decompressed(&raw, header, &prover, &none);
+        let second = good[1].offset as usize;
+        // Content, a kind that is to be skipped, an identifier in between, a torn end.
+        for i in 0..5 {
+            let mut damaged = raw.clone();
+            match i {
+                0 => damaged[second + 70_000] ^= 4,
+                1 => damaged[second] = 0x99,
+                2 => drop(damaged.splice(second..second, MAGIC)),
+                3 => damaged.truncate(second + 90_000),
+                _ => damaged.truncate(second + 2),
+            }
+            let mut want = Vec::new();
+            block::decompress(&damaged, header, &mut want, 64 << 20);
+            let (out, chunks) = decompressed(&damaged, header, &prover, &none);
+            assert!(out == want, "{i}: {} {}", out.len(), want.len());
+            assert_eq!(flips(&chunks), []);
+            let all_proven = chunks.iter().all(|c| c.outcome.is_proven());
+            assert_eq!(all_proven, i == 2, "{i}");
+            assert_eq!(out == logical, all_proven);
+        }
+    }
+
+    #[test]
+    fn guesses_are_not_called_proven() {
+        // Content without any record, and none at all.
+        let content = b"no record at all";
+        let mut raw = chunk(1, masked_crc(content), content);
+        raw[12] ^= 1;
+        let empty = chunk(0, masked_crc(b""), &[1]);
+        for (damaged, bit) in [(&raw, 12 * 8), (&empty, 8 * 8)] {
+            let prover = Prover::for_block("S", 1);
+            let stream = [&MAGIC, damaged.as_slice(), b"the tail"].concat();
+            let (_, chunks) = decompressed(&stream, 0, &prover, &ONE);
+            let want = Outcome::Mended {
+                flips: vec![Flip::at(MAGIC.len() as u64, bit)],
+                proof: Proof::Checksum,
+            };
+            assert_eq!(chunks[0].outcome, want);
+            assert!(!chunks[0].outcome.is_proven());
+        }
+    }
 }
