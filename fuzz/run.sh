@@ -11,7 +11,7 @@ set -eu
 [ $# -ge 1 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 seconds=$1
 shift
-[ $# -gt 0 ] || set -- record s2 crypt meta index archive store
+[ $# -gt 0 ] || set -- record s2 crypt meta index mend archive store
 cd "$(dirname "$0")/.."
 fuzz/seed.sh
 
@@ -23,6 +23,7 @@ ceiling() {
   crypt) echo 2048 ;;
   meta) echo 4096 ;;
   index) echo 8192 ;;
+  mend) echo 4096 ;;
   archive) echo 32768 ;;
   store) echo 97 ;;
   *) echo "no such target: $1" >&2; return 1 ;;

@@ -11,7 +11,7 @@ export LC_ALL
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 cd "$work"
-for t in record s2 crypt meta index archive store; do mkdir -p "$corpus/$t"; done
+for t in record s2 crypt meta index mend archive store; do mkdir -p "$corpus/$t"; done
 
 # byte N... : these bytes
 byte() { for n; do printf "\\$(printf %03o "$n")"; done; }
@@ -113,6 +113,32 @@ for store in 2.14.9-aes 2.14.9-chacha 2.15.2-s2-chacha; do
   sealed "$store-1.blk" $((cipher + 1)) 1 '' "$dir/msgs/1.key" "$dir/msgs/1.blk"
 done
 
+# What is to be mended: whole blocks and files of the tiny stores, right and with a bit flipped.
+flip() { # FILE BYTE
+  head -c "$2" "$1"
+  byte $(($(tail -c +$(($2 + 1)) "$1" | head -c 1 | od -An -tu1) ^ 4))
+  tail -c +$(($2 + 2)) "$1"
+}
+mend() { # NAME FLAGS FILE
+  { byte "$2"; cat "$3"; } >"$corpus/mend/$1"
+  for at in 3 20 60; do
+    if [ "$(wc -c <"$3")" -gt $at ]; then { byte "$2"; flip "$3" $at; } >"$corpus/mend/$1-$at"; fi
+  done
+}
+for store in 2.2.6-plain 2.14.9-plain 2.15.2-s2; do
+  dir="tiny/$store/store/jetstream/\$G/streams/TINY"
+  if [ $store = 2.15.2-s2 ]; then
+    mend "$store" 3 "$dir/msgs/1.blk"
+  else
+    for flags in 0 33 128; do mend "$store-$flags" $flags "$dir/msgs/1.blk"; done
+  fi
+  cat "$dir/meta.sum" "$dir/meta.inf" >meta
+  mend "$store-meta" 7 meta
+  if [ -f "$dir/msgs/index.db" ]; then mend "$store-index" 5 "$dir/msgs/index.db"; fi
+done
+mend 2.9.25-fss 6 "tiny/2.9.25-plain/store/jetstream/\$G/streams/TINY/msgs/1.fss"
+mend 2.14.9-aes-key 6 "tiny/2.14.9-aes/store/jetstream/\$G/streams/TINY/meta.key"
+
 # The other JSON.
 printf '%s' '{"delivered":{"consumer_seq":3,"stream_seq":4},"ack_floor":{"consumer_seq":1,"stream_seq":1},"pending":{"2":{"Sequence":2,"Timestamp":1700000000000000000}},"redelivered":{"2":1}}' >"$corpus/meta/consumer-state"
 printf '%s' '{"config":{"name":"A","metadata":{"_nats.req.level":"1"}},"state":{"messages":1,"bytes":40,"first_seq":1,"first_ts":"2025-01-01T00:00:00Z","last_seq":1,"last_ts":"2025-01-01T00:00:00.5Z","consumer_count":0}}' >"$corpus/meta/backup"
@@ -153,6 +179,6 @@ for store in 0 1 2 3 4 5 6; do
   done
 done
 
-for t in record s2 crypt meta index archive store; do
+for t in record s2 crypt meta index mend archive store; do
   printf '%-8s %s\n' "$t" "$(find "$corpus/$t" -type f | wc -l)"
 done
