@@ -704,15 +704,16 @@ fn repair(
         }
     };
     while let Some(rest) = buf.get(pos..damage.to).filter(|r| r.len() >= MIN_LEN) {
-        if total.left(effort) == 0 || effort.cancelled() {
-            break;
-        }
         let offset = base.saturating_add(pos as u64);
         let share = Effort {
             bytes: total.left(effort),
             ..*effort
         };
-        let (mended, tried) = mend(rest, offset, prover, known, &share);
+        let (mended, tried) = if share.bytes == 0 || effort.cancelled() {
+            (None, Tried::default())
+        } else {
+            mend(rest, offset, prover, known, &share)
+        };
         total.count(tried.candidates, tried.spent);
         if let Some(mended) = mended {
             close(&mut gap, pos, visit);
@@ -994,6 +995,28 @@ mod tests {
         let w = walked(&damaged, &prover, &Known::default(), &ONE);
         let gap = (2 * n as u64, 3 * n as u64, false);
         assert_eq!((w.records, w.unproven, w.gaps), (5, 0, vec![gap]));
+    }
+
+    #[test]
+    fn without_effort_records_are_still_told_apart() {
+        let prover = Prover::for_block("S", 1);
+        let all: Vec<Vec<u8>> = (1..=6).map(|i| message(i, b"", &[b'p'; 90])).collect();
+        let n = all[0].len();
+        let mut damaged = all.concat();
+        toggle(&mut damaged, (n + 60) * 8);
+        toggle(&mut damaged, (2 * n + 60) * 8);
+        toggle(&mut damaged, (4 * n + 3) * 8);
+        let stop = std::sync::atomic::AtomicBool::new(true);
+        let cancelled = Effort {
+            cancel: Some(&stop),
+            ..ONE
+        };
+        for effort in [Effort { bytes: 0, ..ONE }, cancelled] {
+            let w = walked(&damaged, &prover, &Known::default(), &effort);
+            let gap = (4 * n as u64, 5 * n as u64, false);
+            assert_eq!((w.records, w.unproven, w.gaps), (3, 2, vec![gap]));
+            assert_eq!((w.flips.len(), w.tried), (0, Tried::default()));
+        }
     }
 
     #[test]
