@@ -8,6 +8,7 @@
 //! * [`source`] — where bytes come from: a directory, one file, an archive.
 //! * [`stream`] — one stream opened: configuration, keys, blocks, index, consumers.
 //! * [`state`] — what the server would serve.
+//! * [`salvage`] — what can be put right about a stream before it is read.
 //! * [`sink`] — where messages go: archives, store directories.
 //! * [`verbs`] — what the commands do.
 //! * [`cli`] — arguments, tables, progress, exit codes.
@@ -25,6 +26,7 @@ pub mod cli;
 pub mod finding;
 pub mod format;
 pub mod pipeline;
+pub mod salvage;
 pub mod sink;
 pub mod source;
 pub mod state;

@@ -188,6 +188,11 @@ pub enum Verb {
         after_help = "Everything is looked at before anything is written; a stream is there whole or not at all.\n\nExamples:\n  jetsam restore /backup/ORDERS /data/nats\n  jetsam restore /backup/last-night /data/nats --dry-run\n  jetsam restore /old/nats /data/nats -s ORDERS --rename ORDERS_OLD --replicas 1\n  jetsam restore /backup/ORDERS /data/nats --out-key-file /run/secrets/js.key --out-cipher aes"
     )]
     Restore(Box<RestoreArgs>),
+    /// Bring back everything that can be proven, out of whatever is left, into a new store.
+    #[command(
+        after_help = "Examples:\n  jetsam salvage /data/nats /data/nats-new\n  jetsam salvage /data/nats /data/nats-new -s ORDERS --deleted --json\n  jetsam salvage /backup/ORDERS/stream.tar.s2 /backup/ORDERS-new --format v1\n  jetsam salvage 17.blk /tmp/out -s ORDERS --config ORDERS.json"
+    )]
+    Salvage(Box<SalvageArgs>),
     /// Configurations of streams and consumers, without messages.
     #[command(
         after_help = "Examples:\n  jetsam config show /data/nats -s ORDERS\n  jetsam config backup /data/nats /backup/config\n  jetsam config backup /data/nats /backup/config --plain && nats stream add --config /backup/config/stream_ORDERS.json"
@@ -286,9 +291,41 @@ pub struct BackupArgs {
     /// Leave consumers out.
     #[arg(long)]
     pub no_consumers: bool,
-    /// Archive what can be proven of a damaged stream, instead of refusing it.
+    /// Put right and archive what can be proven of a damaged stream, instead of refusing it.
     #[arg(long)]
     pub salvage: bool,
+}
+
+/// Options of `salvage`.
+#[derive(Debug, Args)]
+pub struct SalvageArgs {
+    /// Store, account, stream or backup directory, archive, or one block.
+    #[arg(value_hint = ValueHint::AnyPath)]
+    pub source: PathBuf,
+    /// The new store directory, or where the backup directories go; new, or empty.
+    #[arg(value_hint = ValueHint::DirPath)]
+    pub dest: PathBuf,
+    /// Write backup directories instead of a store directory.
+    #[arg(long, value_name = "FORMAT")]
+    pub format: Option<ArchiveFormat>,
+    /// Also bring back deleted messages that are still on disk, into streams NAME_deleted.
+    #[arg(long, conflicts_with = "format")]
+    pub deleted: bool,
+    /// Keep records whose content cannot be proven, and list them.
+    #[arg(long)]
+    pub unverified: bool,
+    /// Seconds to search for flipped bits in each damaged file; 0: do not search.
+    #[arg(long, value_name = "SECONDS", default_value_t = crate::salvage::SECONDS)]
+    pub effort: u64,
+    /// File with the configuration of a stream that has lost its own (StreamConfig, JSON).
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// Leave consumers out.
+    #[arg(long)]
+    pub no_consumers: bool,
+    /// Encryption of the new store.
+    #[command(flatten)]
+    pub out: OutKey,
 }
 
 /// The ciphers of servers.

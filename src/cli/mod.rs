@@ -147,10 +147,12 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
     }
     let measured = matches!(
         cli.verb,
-        Verb::Backup(_) | Verb::Check { .. } | Verb::Restore(_)
+        Verb::Backup(_) | Verb::Check { .. } | Verb::Restore(_) | Verb::Salvage(_)
     );
     if g.metrics.is_some() && !measured {
-        return Err(Failure::Usage("--metrics is for backup, check and restore".into()).into());
+        return Err(
+            Failure::Usage("--metrics is for backup, check, restore and salvage".into()).into(),
+        );
     }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
@@ -227,20 +229,13 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             let options = verbs::backup::Options {
                 format: b.format.into(),
                 no_consumers: b.no_consumers,
-                salvage: b.salvage,
+                salvage: b.salvage.then(Default::default),
             };
             verbs::backup::run(ctx, &b.source, &b.dest, &options)
         }
         Verb::Restore(r) => {
             stop_on_signals(&ctx.stop)?;
-            let out_key = match (&r.out.out_key_file, &r.out.out_key_env) {
-                (None, None) => None,
-                (file, env) => key(file.as_deref(), env.as_deref(), "")?,
-            };
-            if r.out.out_cipher.is_some() && out_key.is_none() && ctx.keys.is_empty() {
-                let why = "--out-cipher needs --out-key-file or --out-key-env";
-                return Err(Failure::Usage(why.into()).into());
-            }
+            let out_key = out_key(&r.out, ctx)?;
             let options = verbs::restore::Options {
                 to_account: r.to_account,
                 rename: r.rename,
@@ -250,12 +245,32 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
                 replace: r.replace,
                 max_file: r.max_file,
                 dry_run: r.dry_run,
-                salvage: r.salvage,
+                salvage: r.salvage.then(Default::default),
                 out_key,
                 out_cipher: r.out.out_cipher.map(Into::into),
                 decrypt: r.out.decrypt,
             };
             verbs::restore::run(ctx, &r.source, &r.dest, &options)
+        }
+        Verb::Salvage(s) => {
+            stop_on_signals(&ctx.stop)?;
+            let store = verbs::restore::Options {
+                config: s.config.as_deref().map(stream_config).transpose()?,
+                no_consumers: s.no_consumers,
+                out_key: out_key(&s.out, ctx)?,
+                out_cipher: s.out.out_cipher.map(Into::into),
+                decrypt: s.out.decrypt,
+                ..verbs::restore::Options::default()
+            };
+            let options = verbs::salvage::Options {
+                format: s.format.map(Into::into),
+                how: verbs::salvage::How {
+                    seconds: s.effort,
+                    unproven: s.unverified,
+                },
+                store,
+            };
+            verbs::salvage::run(ctx, &s.source, &s.dest, &options)
         }
         Verb::Config {
             action: ConfigAction::Show { source },
@@ -269,6 +284,19 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         Verb::Completions { .. } | Verb::Man { .. } => Ok(Exit::Clean),
     }?;
     Ok(exit)
+}
+
+/// The key for a store that is written.
+fn out_key(out: &args::OutKey, ctx: &Context<'_>) -> Result<Option<ServerKey>, Stop> {
+    let found = match (&out.out_key_file, &out.out_key_env) {
+        (None, None) => None,
+        (file, env) => key(file.as_deref(), env.as_deref(), "")?,
+    };
+    if out.out_cipher.is_some() && found.is_none() && ctx.keys.is_empty() {
+        let why = "--out-cipher needs --out-key-file or --out-key-env";
+        return Err(Failure::Usage(why.into()).into());
+    }
+    Ok(found)
 }
 
 /// A stream's configuration from a file: a StreamConfig, or an object that has one as `config`, as

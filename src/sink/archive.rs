@@ -7,6 +7,7 @@ use super::outgoing::Outgoing;
 use super::{Pool, SinkError, Written, direct};
 use crate::finding::Severity;
 use crate::format::backup_json::StreamState;
+use crate::format::index_db::BlockEntry;
 use crate::format::o_dat::ConsumerState;
 use crate::format::record::encoded_len;
 use crate::format::s2::{self, Encoder, FRAME_SIZE};
@@ -125,6 +126,8 @@ struct Piece {
     messages: u64,
     raw: u64,
     last_seq: u64,
+    /// What is in it, for a salvage.
+    entry: Option<BlockEntry>,
 }
 
 /// Writes an archive of the messages of `pass` to a new file at `path`. Refuses a pass that does
@@ -224,6 +227,7 @@ fn entries(
                 },
                 raw,
                 last_seq: block.entry.last,
+                entry: (salvage && !block.is_empty()).then(|| std::mem::take(&mut block.entry)),
             })
         })();
         encoders.give(encoder);
@@ -255,6 +259,9 @@ fn entries(
             let result = piece.and_then(|p: Piece| {
                 written.messages = written.messages.saturating_add(p.messages);
                 written.raw = written.raw.saturating_add(p.raw);
+                if let Some(entry) = &p.entry {
+                    written.hold(entry);
+                }
                 last_live = p.last_seq.max(last_live);
                 last_number = p.number.max(last_number);
                 let done = put(&mut written, &p.frames);

@@ -12,6 +12,8 @@ pub mod staged;
 pub mod store;
 
 use crate::finding::{Finding, Severity};
+use crate::format::index_db::BlockEntry;
+use crate::format::seqset::SeqSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -64,9 +66,19 @@ pub struct Written {
     pub compressed: u64,
     /// What was wrong with the source, where that was no reason to stop.
     pub findings: Vec<Finding>,
+    /// The sequences of the messages, where the source may have lost some.
+    pub held: SeqSet,
 }
 
 impl Written {
+    /// Notes the sequences of a block's messages.
+    fn hold(&mut self, entry: &BlockEntry) {
+        if entry.last > 0 && entry.first <= entry.last {
+            self.held.insert_range(entry.first, entry.last);
+            self.held.difference_with(&entry.deleted);
+        }
+    }
+
     /// Of a source with these findings: keeps the errors, which were no reason to refuse it.
     pub fn of_damaged(mut self, mut found: Vec<Finding>) -> Self {
         found.append(&mut self.findings);

@@ -169,6 +169,15 @@ impl<'a> Outgoing<'a> {
         }
     }
 
+    /// Makes the consumers' states fit a stream that has lost its end: none is ahead of its last sequence.
+    pub fn fit_consumers(&mut self) {
+        for c in &mut self.consumers {
+            if let Some(state) = &mut c.state {
+                crate::format::archive_v2::clip(state, self.state.last_seq);
+            }
+        }
+    }
+
     /// `meta.inf` of the stream and its `meta.sum`, in plaintext.
     pub fn stream_meta(&self) -> (Vec<u8>, String) {
         let inf = meta::encode_stream(&self.meta);

@@ -387,6 +387,9 @@ fn blocks(
                     written.compressed = written.compressed.saturating_add(len);
                     last_live = block.entry.last.max(last_live);
                     last_number = block.entry.index.max(last_number);
+                    if salvage {
+                        written.hold(&block.entry);
+                    }
                     index.add(&mut block);
                 }
                 if stop.load(Ordering::Relaxed) {

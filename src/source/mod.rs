@@ -4,12 +4,14 @@ pub mod archive;
 pub mod config_dir;
 pub mod dir;
 pub mod in_use;
+pub mod overlay;
 pub mod select;
 pub mod tree;
 
 use crate::finding::{Code, Finding, Severity};
 use crate::format::backup_json::{self, BackupJson};
 use crate::format::meta;
+use crate::stream::mends::Mends;
 use dir::{DirTree, FileTree};
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -87,6 +89,8 @@ pub struct StreamSource {
     pub backup: Option<BackupJson>,
     /// What was noticed while finding it.
     pub findings: Vec<Finding>,
+    /// What salvage puts right.
+    pub mends: Arc<Mends>,
 }
 
 /// A source, opened.
@@ -382,6 +386,7 @@ impl Finder<'_> {
                 body: Body::Config(Arc::new(s)),
                 backup: None,
                 findings: Vec::new(),
+                mends: Default::default(),
             });
         }
         Ok(())
@@ -404,6 +409,7 @@ impl Finder<'_> {
             },
             backup: None,
             findings: Vec::new(),
+            mends: Default::default(),
         };
         match role {
             Role::Stream => self.streams.push(found),
@@ -756,6 +762,7 @@ fn archive_stream(
         body,
         backup: None,
         findings: findings.into_iter().map(|f| f.file(text(&path))).collect(),
+        mends: Default::default(),
     }
 }
 
@@ -816,6 +823,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
             },
             backup: None,
             findings: Vec::new(),
+            mends: Default::default(),
         });
         return Ok(source);
     }

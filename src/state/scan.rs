@@ -661,6 +661,25 @@ fn apply_tombstones(scan: &mut BlockScan, dead: &SeqSet) {
     }
 }
 
+/// What an `index.db` that the server rejects says is deleted. The server does not listen to it, salvage does:
+/// what was deleted once stays so.
+fn witnessed(stream: &Stream) -> SeqSet {
+    let mut dead = SeqSet::new();
+    if let Index::Rejected {
+        prior: Some(prior), ..
+    } = &stream.index
+        && stream.mends.witness
+        && prior.last_seq > 0
+    {
+        dead.insert_range(1, prior.last_seq);
+        for b in prior.blocks.iter().filter(|b| b.msgs() > 0) {
+            dead.remove_range(b.first, b.last);
+            dead.union_with(&b.deleted);
+        }
+    }
+    dead
+}
+
 /// What a server's start makes of the blocks alone.
 pub(super) fn rebuild(
     stream: &Stream,
@@ -672,7 +691,7 @@ pub(super) fn rebuild(
     let mut findings: Vec<Vec<Finding>> = Vec::new();
     let mut blocks: Vec<BlockState> = Vec::new();
     let mut counted = SubjectMap::new();
-    let mut dead = SeqSet::new();
+    let mut dead = witnessed(stream);
     let last = stream.blocks.last().map(|b| b.n);
     let has_subjects = stream.role == Role::Stream;
     pipeline::ordered(

@@ -1,12 +1,17 @@
 //! Bringing one block to its logical content: read, decrypt, decompress.
 
+use super::mends::{BlockMends, apply};
 use super::{BLOCK_FILE, BlockFile, Stream};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::block::{self, Container};
 use crate::format::crypt::SealKey;
-use crate::format::record::{OnDamage, Proof, Prover, Record, Step, scan};
+use crate::format::record::{Kind, OnDamage, Proof, Prover, Record, Step, scan};
+use crate::format::s2::{self, StreamReport};
 use crate::source::Body;
 use crate::source::tree::ReadError;
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::path::Path;
 
 /// Buffers that are used again for each block.
 #[derive(Debug, Default)]
@@ -20,6 +25,11 @@ pub struct Scratch {
 const KEEP: usize = 24 << 20;
 
 impl Scratch {
+    /// The file that was read last, decrypted.
+    pub(crate) fn decrypted(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or(&self.raw)
+    }
+
     fn trim(&mut self) {
         for b in [&mut self.raw, &mut self.logical] {
             b.clear();
@@ -27,6 +37,19 @@ impl Scratch {
         }
         self.map = None;
     }
+}
+
+/// How reading a block went.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    /// What it was sealed with.
+    pub key: Option<SealKey>,
+    /// It was encrypted.
+    pub encrypted: bool,
+    /// Length of the file.
+    pub file_len: u64,
+    /// What was noticed.
+    pub findings: Vec<Finding>,
 }
 
 /// A block's logical content.
@@ -73,12 +96,13 @@ impl Stream {
         Prover::for_block(self.name.as_bytes(), n)
     }
 
-    /// Reads, decrypts and decompresses a block. `Err` where nothing can be read of it.
-    pub fn load<'b>(
+    /// Reads and decrypts a block, and says how it went; its bytes are [`Scratch::decrypted`] then. `Err` where
+    /// nothing can be read of it.
+    pub(crate) fn read(
         &self,
         file: &BlockFile,
-        scratch: &'b mut Scratch,
-    ) -> Result<Loaded<'b>, Box<Finding>> {
+        scratch: &mut Scratch,
+    ) -> Result<Raw, Box<Finding>> {
         let Body::Blocks { tree, .. } = &self.body else {
             return Err(Box::new(Finding::new(
                 Code::Unreadable,
@@ -98,7 +122,8 @@ impl Stream {
             };
             Box::new(named(Finding::new(code, format!("cannot be read: {e}"))))
         };
-        let mapped = if file.key || file.len == 0 || file.len > BLOCK_FILE {
+        let mends = self.mends.blocks.get(&file.n);
+        let mapped = if file.key || file.len == 0 || file.len > BLOCK_FILE || mends.is_some() {
             None
         } else {
             tree.map(&path)
@@ -115,6 +140,9 @@ impl Stream {
                     ));
                 }
             }
+        }
+        if let Some(mends) = mends {
+            apply(&mends.file, &mut scratch.raw);
         }
         let file_len = scratch.map.as_ref().map_or(scratch.raw.len(), |m| m.len()) as u64;
         let prover = self.prover(file.n);
@@ -163,9 +191,45 @@ impl Stream {
                 }
             }
         }
+        Ok(Raw {
+            key,
+            encrypted,
+            file_len,
+            findings,
+        })
+    }
+
+    /// Reads, decrypts and decompresses a block. `Err` where nothing can be read of it.
+    pub fn load<'b>(
+        &self,
+        file: &BlockFile,
+        scratch: &'b mut Scratch,
+    ) -> Result<Loaded<'b>, Box<Finding>> {
+        let Raw {
+            key,
+            encrypted,
+            file_len,
+            mut findings,
+        } = self.read(file, scratch)?;
+        let place = self.block_place(file.n);
+        let named = |f: Finding| f.stream(&self.account, &self.name).file(place.clone());
+        let prover = self.prover(file.n);
+        let mends = self.mends.blocks.get(&file.n);
+        let header = mends.and_then(|m| m.header);
+        let container = match header {
+            Some(header) => Container::S2 {
+                header,
+                original: 0,
+            },
+            None => Container::detect(scratch.decrypted(), &prover),
+        };
+        if let (Some(mends), Container::Plain { .. }) = (mends, container) {
+            let mut records = std::mem::take(&mut scratch.raw);
+            self.mend(file.n, mends, key.as_ref(), &mut records);
+            scratch.raw = records;
+        }
         let Scratch { raw, logical, map } = scratch;
         let raw: &[u8] = map.as_deref().unwrap_or(raw);
-        let container = Container::detect(raw, &prover);
         let mut claimed = None;
         let header = match container {
             Container::Plain { lookalike } => {
@@ -185,7 +249,7 @@ impl Stream {
                 });
             }
             Container::S2 { header, original } => {
-                claimed = Some(original);
+                claimed = Some(original).filter(|_| mends.is_none());
                 header
             }
             Container::HeaderlessS2 => {
@@ -199,7 +263,10 @@ impl Stream {
                 0
             }
         };
-        let report = block::decompress(raw, header, logical, BLOCK_FILE as usize);
+        let report = match mends {
+            Some(mends) if !mends.chunks.is_empty() => chunks(raw, &mends.chunks, logical),
+            _ => block::decompress(raw, header, logical, BLOCK_FILE as usize),
+        };
         for fault in &report.faults {
             findings.push(named(
                 Finding::new(
@@ -235,6 +302,9 @@ impl Stream {
         {
             seal.apply_keystream(0, logical);
         }
+        if let Some(mends) = mends {
+            self.mend(file.n, mends, key.as_ref(), logical);
+        }
         Ok(Loaded {
             n: file.n,
             bytes: logical,
@@ -244,6 +314,105 @@ impl Stream {
             findings,
         })
     }
+}
+
+/// Decodes the chunks that salvage found, each on its own.
+fn chunks(
+    raw: &[u8],
+    chunks: &[(Range<u64>, Range<usize>)],
+    logical: &mut Vec<u8>,
+) -> StreamReport {
+    let mut all = StreamReport::default();
+    for (place, content) in chunks {
+        logical.resize(content.start.min(BLOCK_FILE as usize), 0);
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        let bytes = raw.get(at(place.start)..at(place.end)).unwrap_or_default();
+        let mut report = s2::decode_stream(bytes, place.start, logical, BLOCK_FILE as usize, true);
+        all.faults.append(&mut report.faults);
+        all.frames = all.frames.saturating_add(report.frames);
+        logical.resize(content.end.min(BLOCK_FILE as usize), 0);
+    }
+    let tail = raw.len().saturating_sub(block::TAIL_LEN);
+    logical.extend_from_slice(raw.get(tail..).unwrap_or_default());
+    all
+}
+
+impl Stream {
+    /// Does to a logical block what is known to be wrong with it.
+    fn mend(&self, n: u64, mends: &BlockMends, key: Option<&SealKey>, logical: &mut Vec<u8>) {
+        let prover = self.prover(n);
+        apply(&mends.logical, logical);
+        mends.vouch(prover.key(), logical);
+        if mends.copies.is_empty() {
+            return;
+        }
+        let mut others: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        for copy in &mends.copies {
+            let bytes = self.load_copy(copy, &prover, key).unwrap_or_default();
+            proven_messages(&bytes, &prover, |r| {
+                others.entry(r.seq).or_insert_with(|| r.raw.to_vec());
+            });
+        }
+        proven_messages(logical, &prover, |r| {
+            others.remove(&r.seq);
+        });
+        if others.is_empty() {
+            return;
+        }
+        let mut merged = Vec::with_capacity(logical.len());
+        scan(logical, 0, &prover, OnDamage::Resync, |step| {
+            let Step::Record(r, Proof::Proven) = step else {
+                return;
+            };
+            if r.kind == Kind::Message {
+                let rest = others.split_off(&r.seq);
+                for raw in std::mem::replace(&mut others, rest).values() {
+                    merged.extend_from_slice(raw);
+                }
+            }
+            merged.extend_from_slice(r.raw);
+        });
+        for raw in others.values() {
+            merged.extend_from_slice(raw);
+        }
+        *logical = merged;
+    }
+
+    /// The records of a copy of a block.
+    pub(crate) fn load_copy(
+        &self,
+        path: &Path,
+        prover: &Prover,
+        key: Option<&SealKey>,
+    ) -> Option<Vec<u8>> {
+        let (tree, _) = self.tree()?;
+        let mut raw = Vec::new();
+        tree.read_into(path, &mut raw, BLOCK_FILE).ok()?;
+        if let Some(key) = key
+            && !plausible(&raw, prover)
+        {
+            key.apply_keystream(0, &mut raw);
+        }
+        let header = match Container::detect(&raw, prover) {
+            Container::Plain { .. } => return Some(raw),
+            Container::S2 { header, .. } => header,
+            Container::HeaderlessS2 => 0,
+        };
+        let mut logical = Vec::new();
+        block::decompress(&raw, header, &mut logical, BLOCK_FILE as usize);
+        Some(logical)
+    }
+}
+
+/// Calls `visit` for each proven message.
+pub(crate) fn proven_messages(bytes: &[u8], prover: &Prover, mut visit: impl FnMut(&Record<'_>)) {
+    scan(bytes, 0, prover, OnDamage::Resync, |step| {
+        if let Step::Record(r, Proof::Proven) = step
+            && r.kind == Kind::Message
+        {
+            visit(&r);
+        }
+    });
 }
 
 fn is_headerless(raw: &[u8]) -> bool {

@@ -6,8 +6,10 @@
 mod consumer;
 mod load;
 pub mod meanwhile;
+pub mod mends;
 
 pub use consumer::Consumer;
+pub(crate) use load::proven_messages;
 pub use load::{Loaded, Scratch};
 
 use crate::finding::{Code, Finding, Severity};
@@ -23,9 +25,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Ceiling for key files, checksums and the like.
-const SMALL_FILE: u64 = 64 << 10;
+pub(crate) const SMALL_FILE: u64 = 64 << 10;
 /// Ceiling for `meta.inf`.
-const META_FILE: u64 = 16 << 20;
+pub(crate) const META_FILE: u64 = 16 << 20;
 /// Ceiling for `index.db`, `.idx`, `.fss`, `thw.db` and their kind: ten million subjects of 100
 /// bytes fit.
 pub const INDEX_FILE: u64 = 1 << 30;
@@ -104,12 +106,13 @@ pub struct Stream {
     pub locked: bool,
     /// The state that `backup.json` or the archive itself claims.
     pub claimed: Option<crate::format::backup_json::StreamState>,
+    pub(crate) mends: Arc<mends::Mends>,
     seal: Option<SealKey>,
     body: Body,
     keys: KeyRing,
 }
 
-fn read_small(tree: &dyn Tree, path: &Path, ceiling: u64) -> Result<Vec<u8>, ReadError> {
+pub(crate) fn read_small(tree: &dyn Tree, path: &Path, ceiling: u64) -> Result<Vec<u8>, ReadError> {
     let mut buf = Vec::new();
     tree.read_into(path, &mut buf, ceiling)?;
     Ok(buf)
@@ -144,6 +147,7 @@ impl Stream {
             findings: Vec::new(),
             locked: false,
             claimed: source.backup.as_ref().map(|b| b.state.clone()),
+            mends: source.mends.clone(),
             seal: None,
             body: source.body.clone(),
             keys: keys.clone(),
@@ -259,14 +263,14 @@ impl Stream {
 
     /// The name that is hashed and the info of key derivation: the account for streams and batches,
     /// the group's own name for raft groups.
-    fn key_info(&self) -> &[u8] {
+    pub(crate) fn key_info(&self) -> &[u8] {
         match self.role {
             Role::RaftGroup => self.name.as_bytes(),
             Role::Stream | Role::Batch | Role::Deleted => self.account.as_bytes(),
         }
     }
 
-    fn key_context(&self) -> crypt::Context<'_> {
+    pub(crate) fn key_context(&self) -> crypt::Context<'_> {
         match self.role {
             Role::RaftGroup => crypt::Context::Group {
                 group: self.name.as_bytes(),
@@ -513,7 +517,12 @@ impl Stream {
         Some(tail)
     }
 
-    fn block_key(&self, tree: &dyn Tree, msgs: &Path, n: u64) -> Result<SealKey, Finding> {
+    pub(crate) fn block_key(
+        &self,
+        tree: &dyn Tree,
+        msgs: &Path,
+        n: u64,
+    ) -> Result<SealKey, Finding> {
         let path = msgs.join(format!("{n}.key"));
         let place = || self.place(&path);
         match read_optional(tree, &path, SMALL_FILE) {

@@ -5,8 +5,11 @@ use super::metrics::Metrics;
 use super::refusal::{
     Refusal, go_on, require_consumers, require_sound, require_unchanged, tell_written,
 };
+use super::salvage::{self, How, Reports};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::format::backup_json::{self, BackupJson};
+use crate::format::seqset::SeqSet;
+use crate::salvage::{Report, lost};
 use crate::sink::Written;
 use crate::sink::archive::{self, Format};
 use crate::sink::outgoing::{OutConsumer, Outgoing, is_plain_name};
@@ -29,8 +32,8 @@ pub struct Options {
     pub format: Format,
     /// Leave consumers out.
     pub no_consumers: bool,
-    /// Archive what can be proven of a damaged stream.
-    pub salvage: bool,
+    /// Put right and archive what can be proven of a damaged stream.
+    pub salvage: Option<How>,
 }
 
 /// How one stream went.
@@ -38,8 +41,16 @@ struct Outcome {
     account: String,
     stream: String,
     path: PathBuf,
-    result: Result<(Written, usize), Refusal>,
+    result: Result<Archived, Refusal>,
     time: Duration,
+}
+
+/// What an archived stream came to.
+struct Archived {
+    written: Written,
+    consumers: usize,
+    /// What a salvage could not bring back.
+    lost: SeqSet,
 }
 
 /// Where each stream goes.
@@ -153,9 +164,13 @@ fn all(
     options: &Options,
     metrics: &mut Metrics,
 ) -> Result<Exit, Failure> {
-    let opened = ctx.open(path)?;
+    let mut opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     require_outside(path, dest)?;
+    let reports = match &options.salvage {
+        Some(how) => salvage::mend(ctx, &mut opened, how, None),
+        None => Reports::new(),
+    };
     let selector = ctx.selector.clone();
     let streams: Vec<&StreamSource> = opened.streams(&selector).collect();
     let targets = targets(ctx, &opened, &streams, dest)?;
@@ -175,10 +190,19 @@ fn all(
     let mut told_plaintext = false;
     for (source, target) in targets {
         let begun = Instant::now();
-        let result = one(ctx, &opened, source, &target, options, &mut told_plaintext);
+        let report = salvage::report_of(&reports, source);
+        let result = one(
+            ctx,
+            &opened,
+            source,
+            &target,
+            options,
+            report,
+            &mut told_plaintext,
+        );
         let interrupted = matches!(result, Err(Refusal::Interrupted));
         match &result {
-            Ok((written, _)) => exit = exit.worse(tell_written(ctx, metrics, written)),
+            Ok(a) => exit = exit.worse(tell_written(ctx, metrics, &a.written)),
             Err(refusal) => {
                 refusal.tell(ctx, metrics);
                 exit = exit.worse(refusal.exit());
@@ -216,10 +240,12 @@ fn one(
     source: &StreamSource,
     target: &Path,
     options: &Options,
+    report: Option<&Report>,
     told_plaintext: &mut bool,
-) -> Result<(Written, usize), Refusal> {
+) -> Result<Archived, Refusal> {
+    let salvage = report.is_some();
     let mut d = describe(ctx, source, false, true);
-    require_sound(ctx, &mut d, options.salvage)?;
+    require_sound(ctx, &mut d, salvage)?;
     let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
         return Err(Refusal::Damaged(d.findings));
     };
@@ -251,7 +277,10 @@ fn one(
     let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &pass_progress);
     ctx.monitor
         .begin(&format!("Backing up {}", source.name), pass.file_bytes());
-    let claim = if options.salvage {
+    if salvage {
+        out.fit_consumers();
+    }
+    let claim = if salvage {
         archive::proven_state(&out, &Pass::new(&d.stream, &d.state, &ctx.threads, &|_| {}))
     } else {
         archive::api_state(&out)
@@ -261,7 +290,7 @@ fn one(
         &out,
         &claim,
         &pass,
-        options.salvage,
+        salvage,
         &data,
         &ctx.stop,
     );
@@ -279,13 +308,74 @@ fn one(
     go_on(ctx)?;
     staged.commit(target).map_err(|e| Refusal::io(&e, target))?;
     let consumers = out.consumers.len();
-    Ok((written.of_damaged(d.findings), consumers))
+    let lost = report.map_or_else(SeqSet::new, |report| {
+        lost(report, &d.stream, &d.state, &written.held)
+    });
+    Ok(Archived {
+        written: written.of_damaged(d.findings),
+        consumers,
+        lost,
+    })
+}
+
+/// Archives the selected streams, which salvage has mended, below `dest`.
+pub(super) fn salvaged(
+    ctx: &mut Context<'_>,
+    opened: &Opened,
+    dest: &Path,
+    options: &Options,
+    reports: &Reports,
+    metrics: &mut Metrics,
+    tell: &mut dyn FnMut(&salvage::Outcome<'_>) -> bool,
+) -> Result<Exit, Failure> {
+    let selector = ctx.selector.clone();
+    let streams: Vec<&StreamSource> = opened.streams(&selector).collect();
+    let (mut exit, mut told_plaintext) = (Exit::Clean, false);
+    for (source, target) in targets(ctx, opened, &streams, dest)? {
+        let report = salvage::report_of(reports, source);
+        let done = one(
+            ctx,
+            opened,
+            source,
+            &target,
+            options,
+            report,
+            &mut told_plaintext,
+        );
+        let result = match &done {
+            Ok(a) => {
+                metrics.streams += 1;
+                metrics.bytes += a.written.compressed;
+                metrics.count(&a.written.findings);
+                Ok((&a.written, &a.lost))
+            }
+            Err(Refusal::Interrupted) => return Ok(Exit::Interrupted),
+            Err(refusal) => {
+                exit = exit.worse(refusal.exit());
+                Err(salvage::reason(refusal))
+            }
+        };
+        let left = tell(&salvage::Outcome {
+            account: source.account.clone(),
+            stream: source.name.clone(),
+            path: target,
+            result,
+        });
+        if left {
+            exit = exit.worse(Exit::Found);
+        }
+    }
+    Ok(exit)
 }
 
 fn line(ctx: &mut Context<'_>, o: &Outcome) -> Result<(), Failure> {
     let name = render::safe(&o.stream);
     match &o.result {
-        Ok((w, consumers)) => writeln!(
+        Ok(Archived {
+            written: w,
+            consumers,
+            ..
+        }) => writeln!(
             ctx.out,
             "{name}: {}, {}: {} uncompressed, {} compressed, in {}",
             render::number_of(w.messages, "message"),
@@ -305,7 +395,7 @@ fn line(ctx: &mut Context<'_>, o: &Outcome) -> Result<(), Failure> {
 fn total(ctx: &mut Context<'_>, outcomes: &[Outcome], time: Duration) -> Result<(), Failure> {
     let done: Vec<&Written> = outcomes
         .iter()
-        .filter_map(|o| o.result.as_ref().ok().map(|(w, _)| w))
+        .filter_map(|o| o.result.as_ref().ok().map(|a| &a.written))
         .collect();
     let sum = |of: fn(&Written) -> u64| done.iter().map(|w| of(w)).sum::<u64>();
     writeln!(
@@ -328,7 +418,11 @@ fn as_json(o: &Outcome) -> Value {
         "path": text(&o.path),
     });
     let more = match &o.result {
-        Ok((w, consumers)) => json!({
+        Ok(Archived {
+            written: w,
+            consumers,
+            ..
+        }) => json!({
             "messages": w.messages,
             "consumers": consumers,
             "bytes": w.raw,

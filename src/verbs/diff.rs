@@ -1180,6 +1180,7 @@ mod tests {
             },
             backup: None,
             findings: Vec::new(),
+            mends: Default::default(),
         }
     }
 

@@ -334,6 +334,7 @@ fn records(
         },
         backup: None,
         findings: Vec::new(),
+        mends: Default::default(),
     };
     let stream = Stream::open(
         &source,

@@ -13,6 +13,7 @@ pub mod refusal;
 pub mod render;
 mod restorable;
 pub mod restore;
+pub mod salvage;
 pub mod view;
 
 use crate::finding::{Code, Finding, Severity};

@@ -9,8 +9,11 @@ use super::metrics::Metrics;
 use super::refusal::{
     Refusal, go_on, require_consumers, require_sound, require_unchanged, tell_written,
 };
+use super::salvage::{self, How, Reports};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
+use crate::format::seqset::SeqSet;
+use crate::salvage::{Report, lost};
 use crate::sink::Written;
 use crate::sink::outgoing::{Outgoing, is_plain_name};
 use crate::sink::staged::{StagedDir, make_dirs, remove_empty, rename_new, swap, sync_dir};
@@ -28,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// What to restore as what.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Options {
     /// The account to restore into; else the one that the source tells, else `$G`.
     pub to_account: Option<String>,
@@ -46,14 +49,30 @@ pub struct Options {
     pub max_file: Option<u64>,
     /// Only say what would be done.
     pub dry_run: bool,
-    /// Restore what can be proven of a damaged source.
-    pub salvage: bool,
+    /// Put right and restore what can be proven of a damaged source.
+    pub salvage: Option<How>,
     /// Key for the new store.
     pub out_key: Option<ServerKey>,
     /// Cipher for the new store.
     pub out_cipher: Option<Cipher>,
     /// Write plaintext even where the source is encrypted.
     pub decrypt: bool,
+}
+
+impl Options {
+    /// With one replica where the stream has more: a server on its own starts no other.
+    fn with_replicas(&self, source: &StreamSource, keys: &KeyRing) -> Self {
+        let want = Want {
+            subjects: false,
+            consumers: false,
+        };
+        let meta = Stream::open(source, keys, want).meta;
+        let replicated = meta.is_some_and(|m| m.num_replicas() > 1);
+        Self {
+            replicas: self.replicas.or(replicated.then_some(1)),
+            ..self.clone()
+        }
+    }
 }
 
 const DEFAULT_ACCOUNT: &str = "$G";
@@ -67,6 +86,8 @@ struct Plan<'s> {
     target: PathBuf,
     /// Bytes that it will need at most.
     bytes: u64,
+    /// The same, or what it reserves where that is more.
+    reserved: u64,
 }
 
 /// What a restored stream came to.
@@ -74,6 +95,8 @@ struct Restored {
     written: Written,
     consumers: usize,
     aside: Option<PathBuf>,
+    /// What a salvage could not bring back.
+    lost: SeqSet,
 }
 
 fn usage<T>(why: String) -> Result<T, Failure> {
@@ -160,128 +183,16 @@ fn plan<'s>(
             streams.len()
         ));
     }
-    let want = Want {
-        subjects: false,
-        consumers: false,
-    };
     let mut there = neighbours(root, &out_keys(ctx, options))?;
     let mut plans: Vec<Plan<'_>> = Vec::new();
-    let mut total = 0u64;
     for source in streams {
-        let stream = Stream::open(source, &ctx.keys, want);
-        let account = match (&options.to_account, source.account.as_str()) {
-            (Some(account), _) => account.clone(),
-            (None, "") => DEFAULT_ACCOUNT.to_owned(),
-            (None, account) => account.to_owned(),
-        };
-        let own_name = stream
-            .meta
-            .as_ref()
-            .and_then(|m| m.name.clone())
-            .unwrap_or_else(|| source.name.clone());
-        let name = options.rename.clone().unwrap_or(own_name);
-        let shown = render::safe(&name);
-        if !is_stream_name(&name) {
-            return usage(format!(
-                "{shown:?} is no name that servers take for a stream"
-            ));
-        }
-        if !is_plain_name(&account) || account.starts_with('.') {
-            return usage(format!(
-                "{:?} is no name for an account's directory; give one with --to-account",
-                render::safe(&account)
-            ));
-        }
-        let target = root
-            .join("jetstream")
-            .join(&account)
-            .join("streams")
-            .join(&name);
-        if plans.iter().any(|p| p.account == account && p.name == name) {
-            return usage(format!(
-                "two streams {shown} would go to account {account}: choose with -a"
-            ));
-        }
-        // The source is never moved, not even aside.
-        require_outside(&opened.source.path, &target)?;
-        if fs::symlink_metadata(&target).is_ok() {
-            if !options.replace {
-                return usage(format!(
-                    "stream {shown} already exists in account {account} ({}); --replace sets it aside, --rename gives the new one another name",
-                    target.display()
-                ));
-            }
-            there.retain(|n| n.account != account || n.name != name);
-        }
-        let config = options
-            .config
-            .clone()
-            .or_else(|| stream.meta.as_ref().map(|m| m.config.clone()));
-        let meta = config.map(|c| crate::format::meta::MetaInf::new_stream(c, None));
-        // Without a configuration the reason is told when the stream's turn comes.
-        if let Some(meta) = &meta {
-            if let Some(configured) = meta
-                .name
-                .as_deref()
-                .filter(|n| options.config.is_some() && options.rename.is_none() && *n != name)
-            {
-                return usage(format!(
-                    "the configuration is for stream {}, this is {shown}: use --rename {}",
-                    render::safe(configured),
-                    render::safe(configured)
-                ));
-            }
-            let replicas = options.replicas.unwrap_or(meta.num_replicas());
-            if replicas > 1 && options.replicas.is_none() {
-                return usage(format!(
-                    "stream {shown} has {replicas} replicas: a standalone server does not start it, and a clustered one deletes what it did not assign; give --replicas 1"
-                ));
-            }
-            if meta.storage() == "memory" {
-                return usage(format!(
-                    "stream {shown} is kept in memory; give --config with \"storage\": \"file\" to have it on disk"
-                ));
-            }
-            let subjects = meta.subjects();
-            for n in there.iter().filter(|n| n.account == account) {
-                if !n.readable {
-                    ctx.monitor.warn(&format!(
-                        "the configuration of stream {} cannot be read: whether its subjects overlap is not known",
-                        render::safe(&n.name)
-                    ));
-                }
-                for (a, b) in subjects
-                    .iter()
-                    .flat_map(|a| n.subjects.iter().map(move |b| (a, b)))
-                {
-                    if collide(a.as_bytes(), b.as_bytes()) {
-                        return usage(format!(
-                            "subject {a} of stream {shown} overlaps {b} of stream {} in account {account}: servers refuse that",
-                            render::safe(&n.name)
-                        ));
-                    }
-                }
-            }
-            there.push(Neighbour {
-                account: account.clone(),
-                name: name.clone(),
-                subjects: subjects.iter().map(|s| (*s).to_owned()).collect(),
-                bytes: 0,
-                encrypted: false,
-                readable: true,
-            });
-        }
-        let size = size_of(&stream, source);
-        let reserved = meta.as_ref().map_or(0, |m| m.max_bytes());
-        total = total.saturating_add(size.max(u64::try_from(reserved).unwrap_or(0)));
-        plans.push(Plan {
-            source,
-            account,
-            name,
-            target,
-            bytes: size,
-        });
+        plans.push(plan_one(
+            ctx, opened, source, root, options, &mut there, &plans,
+        )?);
     }
+    let total = plans
+        .iter()
+        .fold(0u64, |sum, p| sum.saturating_add(p.reserved));
     room(root, options, &there, &plans, total)?;
     let plaintext = options.out_key.is_none() && ctx.keys.current.is_none();
     if plaintext && let Some(n) = there.iter().find(|n| n.encrypted) {
@@ -291,6 +202,135 @@ fn plan<'s>(
         ));
     }
     Ok(plans)
+}
+
+/// Looks at one stream that is to be restored, beside what is `there` and what is planned.
+fn plan_one<'s>(
+    ctx: &Context<'_>,
+    opened: &Opened,
+    source: &'s StreamSource,
+    root: &Path,
+    options: &Options,
+    there: &mut Vec<Neighbour>,
+    plans: &[Plan<'_>],
+) -> Result<Plan<'s>, Failure> {
+    let want = Want {
+        subjects: false,
+        consumers: false,
+    };
+    let stream = Stream::open(source, &ctx.keys, want);
+    let account = match (&options.to_account, source.account.as_str()) {
+        (Some(account), _) => account.clone(),
+        (None, "") => DEFAULT_ACCOUNT.to_owned(),
+        (None, account) => account.to_owned(),
+    };
+    let own_name = stream
+        .meta
+        .as_ref()
+        .and_then(|m| m.name.clone())
+        .unwrap_or_else(|| source.name.clone());
+    let name = options.rename.clone().unwrap_or(own_name);
+    let shown = render::safe(&name);
+    if !is_stream_name(&name) {
+        return usage(format!(
+            "{shown:?} is no name that servers take for a stream"
+        ));
+    }
+    if !is_plain_name(&account) || account.starts_with('.') {
+        return usage(format!(
+            "{:?} is no name for an account's directory; give one with --to-account",
+            render::safe(&account)
+        ));
+    }
+    let target = root
+        .join("jetstream")
+        .join(&account)
+        .join("streams")
+        .join(&name);
+    if plans.iter().any(|p| p.account == account && p.name == name) {
+        return usage(format!(
+            "two streams {shown} would go to account {account}: choose with -a"
+        ));
+    }
+    // The source is never moved, not even aside.
+    require_outside(&opened.source.path, &target)?;
+    if fs::symlink_metadata(&target).is_ok() {
+        if !options.replace {
+            return usage(format!(
+                "stream {shown} already exists in account {account} ({}); --replace sets it aside, --rename gives the new one another name",
+                target.display()
+            ));
+        }
+        there.retain(|n| n.account != account || n.name != name);
+    }
+    let config = options
+        .config
+        .clone()
+        .or_else(|| stream.meta.as_ref().map(|m| m.config.clone()));
+    let meta = config.map(|c| crate::format::meta::MetaInf::new_stream(c, None));
+    // Without a configuration the reason is told when the stream's turn comes.
+    if let Some(meta) = &meta {
+        if let Some(configured) = meta
+            .name
+            .as_deref()
+            .filter(|n| options.config.is_some() && options.rename.is_none() && *n != name)
+        {
+            return usage(format!(
+                "the configuration is for stream {}, this is {shown}: use --rename {}",
+                render::safe(configured),
+                render::safe(configured)
+            ));
+        }
+        let replicas = options.replicas.unwrap_or(meta.num_replicas());
+        if replicas > 1 && options.replicas.is_none() {
+            return usage(format!(
+                "stream {shown} has {replicas} replicas: a standalone server does not start it, and a clustered one deletes what it did not assign; give --replicas 1"
+            ));
+        }
+        if meta.storage() == "memory" {
+            return usage(format!(
+                "stream {shown} is kept in memory; give --config with \"storage\": \"file\" to have it on disk"
+            ));
+        }
+        let subjects = meta.subjects();
+        for n in there.iter().filter(|n| n.account == account) {
+            if !n.readable {
+                ctx.monitor.warn(&format!(
+                    "the configuration of stream {} cannot be read: whether its subjects overlap is not known",
+                    render::safe(&n.name)
+                ));
+            }
+            for (a, b) in subjects
+                .iter()
+                .flat_map(|a| n.subjects.iter().map(move |b| (a, b)))
+            {
+                if collide(a.as_bytes(), b.as_bytes()) {
+                    return usage(format!(
+                        "subject {a} of stream {shown} overlaps {b} of stream {} in account {account}: servers refuse that",
+                        render::safe(&n.name)
+                    ));
+                }
+            }
+        }
+        there.push(Neighbour {
+            account: account.clone(),
+            name: name.clone(),
+            subjects: subjects.iter().map(|s| (*s).to_owned()).collect(),
+            bytes: 0,
+            encrypted: false,
+            readable: true,
+        });
+    }
+    let bytes = size_of(&stream, source);
+    let reserved = meta.as_ref().map_or(0, |m| m.max_bytes());
+    Ok(Plan {
+        source,
+        account,
+        name,
+        target,
+        bytes,
+        reserved: bytes.max(u64::try_from(reserved).unwrap_or(0)),
+    })
 }
 
 /// Bytes that a stream's messages need, as far as is known before they are read.
@@ -381,7 +421,7 @@ fn all(
     metrics: &mut Metrics,
 ) -> Result<Exit, Failure> {
     let root = store_root(dest);
-    let opened = ctx.open(path)?;
+    let mut opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     require_outside(path, &root)?;
     match fs::metadata(&root) {
@@ -394,6 +434,10 @@ fn all(
     require_stopped(&root).map_err(Failure::InUse)?;
     warn_of(ctx.monitor, &opened.source.findings);
     metrics.count(&opened.source.findings);
+    let reports = match &options.salvage {
+        Some(how) => salvage::mend(ctx, &mut opened, how, options.config.as_ref()),
+        None => Reports::new(),
+    };
     let selector = ctx.selector.clone();
     let plans = plan(ctx, &opened, &selector, &root, options)?;
     let (mut exit, mut rows) = (Exit::Clean, Vec::new());
@@ -405,7 +449,14 @@ fn all(
             continue;
         }
         let begun = Instant::now();
-        let result = one(ctx, &opened, &root, &plan, options);
+        let result = one(
+            ctx,
+            &opened,
+            &root,
+            &plan,
+            options,
+            salvage::report_of(&reports, plan.source),
+        );
         let interrupted = matches!(result, Err(Refusal::Interrupted));
         match &result {
             Ok(r) => {
@@ -436,6 +487,68 @@ fn all(
             render::bytes(bytes),
             render::took(started.elapsed())
         )?;
+    }
+    Ok(exit)
+}
+
+/// Writes the selected streams, which salvage has mended, into the new store directory `root`; one that cannot be
+/// written does not keep the others from it.
+pub(super) fn salvaged(
+    ctx: &mut Context<'_>,
+    opened: &Opened,
+    root: &Path,
+    options: &Options,
+    reports: &Reports,
+    metrics: &mut Metrics,
+    tell: &mut dyn FnMut(&salvage::Outcome<'_>) -> bool,
+) -> Result<Exit, Failure> {
+    let selector = ctx.selector.clone();
+    let (mut there, mut plans): (Vec<Neighbour>, Vec<Plan<'_>>) = (Vec::new(), Vec::new());
+    let mut exit = Exit::Clean;
+    for source in opened.streams(&selector) {
+        let report = salvage::report_of(reports, source);
+        let mut options = options.with_replicas(source, &ctx.keys);
+        let planned = plan_one(ctx, opened, source, root, &options, &mut there, &plans);
+        let done = match planned {
+            Ok(plan) => {
+                // The stream has it by now.
+                options.config = None;
+                let done = one(ctx, opened, root, &plan, &options, report);
+                let target = (plan.account.clone(), plan.name.clone(), plan.target.clone());
+                plans.push(plan);
+                match done {
+                    Ok(restored) => Ok((restored, target)),
+                    Err(Refusal::Interrupted) => return Ok(Exit::Interrupted),
+                    Err(refusal) => Err((salvage::reason(&refusal), refusal.exit())),
+                }
+            }
+            Err(failure) => Err((failure.to_string(), Exit::Found)),
+        };
+        let left = match &done {
+            Ok((r, (_, _, target))) => {
+                metrics.streams += 1;
+                metrics.bytes += r.written.compressed;
+                metrics.count(&r.written.findings);
+                tell(&salvage::Outcome {
+                    account: source.account.clone(),
+                    stream: source.name.clone(),
+                    path: target.clone(),
+                    result: Ok((&r.written, &r.lost)),
+                })
+            }
+            Err((why, bad)) => {
+                exit = exit.worse(*bad);
+                tell(&salvage::Outcome {
+                    account: source.account.clone(),
+                    stream: source.name.clone(),
+                    path: PathBuf::new(),
+                    result: Err(why.clone()),
+                })
+            }
+        };
+        if left {
+            exit = exit.worse(Exit::Found);
+        }
     }
     Ok(exit)
 }
@@ -524,9 +637,11 @@ fn one(
     root: &Path,
     plan: &Plan<'_>,
     options: &Options,
+    report: Option<&Report>,
 ) -> Result<Restored, Refusal> {
+    let salvage = report.is_some();
     let mut d = describe_to_copy(ctx, plan.source);
-    require_sound(ctx, &mut d, options.salvage)?;
+    require_sound(ctx, &mut d, salvage)?;
     if d.stream.meta.is_none()
         && let Some(config) = &options.config
     {
@@ -552,6 +667,9 @@ fn one(
     }
     if let Some(replicas) = options.replicas {
         out.set_replicas(replicas);
+    }
+    if salvage {
+        out.fit_consumers();
     }
     let in_memory = out.consumers.iter().filter(|c| c.meta.mem_storage());
     for c in in_memory {
@@ -586,7 +704,7 @@ fn one(
         account: &plan.account,
         encryption,
     };
-    let written = store::write(&out, &pass, options.salvage, &target, &ctx.stop);
+    let written = store::write(&out, &pass, salvage, &target, &ctx.stop);
     ctx.monitor.end();
     let written = written?;
     require_unchanged(ctx, opened)?;
@@ -611,10 +729,14 @@ fn one(
         remove_empty(&made);
         Refusal::io(&e, &plan.target)
     })?;
+    let lost = report.map_or_else(SeqSet::new, |report| {
+        lost(report, &d.stream, &d.state, &written.held)
+    });
     Ok(Restored {
         written: written.of_damaged(d.findings),
         consumers,
         aside,
+        lost,
     })
 }
 

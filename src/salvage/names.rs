@@ -1,0 +1,250 @@
+//! Names that are wrong: the stream's, which keys every hash, and the blocks' numbers, which key those of
+//! their records.
+
+use super::{Work, read};
+use crate::format::block::{self, Container};
+use crate::format::crypt::{self, open_key_file};
+use crate::format::record::{Prover, Record};
+use crate::format::{index_db, meta};
+use crate::source::numbered;
+use crate::source::tree::{ChildKind, Tree as _};
+use crate::stream::mends::Mends;
+use crate::stream::{BLOCK_FILE, INDEX_FILE, META_FILE, SMALL_FILE, Want};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Numbers up to here are tried for a block that proves under none that is likely.
+const NUMBERS: u64 = 1_000_000;
+/// So many blocks get all of them; others only those up to the highest there is, and a few more.
+const SEARCHED: usize = 16;
+/// Records that are looked at to prove a block.
+const RECORDS: usize = 8;
+
+/// The name under which the stream's files prove themselves.
+pub(super) fn stream_name(work: &mut Work<'_>, dir: &Path) {
+    let own = work.source.name.clone();
+    if !own.is_empty() && proofs(work, dir, &own) > 0 {
+        return;
+    }
+    let mut candidates: Vec<String> = work.ask.names.to_vec();
+    if let Some(inf) = read(work, &dir.join("meta.inf"), META_FILE)
+        && let Ok(inf) = meta::decode_stream(&inf)
+    {
+        candidates.extend(inf.name);
+    }
+    let best = candidates
+        .into_iter()
+        .map(|name| (proofs(work, dir, &name), name))
+        .max_by_key(|(n, _)| *n);
+    if let Some((1.., name)) = best {
+        work.report.note(format!(
+            "the directory is named {own:?}, but everything in it proves itself as stream {name:?}: taken for that"
+        ));
+        work.source.name = name;
+    }
+}
+
+/// How many files say that the stream's name is this.
+fn proofs(work: &Work<'_>, dir: &Path, name: &str) -> usize {
+    let mut found = 0;
+    let inf = read(work, &dir.join("meta.inf"), META_FILE);
+    let sum = read(work, &dir.join("meta.sum"), SMALL_FILE);
+    if let (Some(inf), Some(sum)) = (inf, sum) {
+        found += usize::from(meta::check_sum(name.as_bytes(), &inf, &sum).is_ok());
+    }
+    if let Some(key) = read(work, &dir.join("meta.key"), SMALL_FILE) {
+        let context = crypt::Context::Stream {
+            account: work.source.account.as_bytes(),
+            stream: name.as_bytes(),
+        };
+        found += usize::from(open_key_file(&key, work.ask.keys, &context).is_ok());
+    }
+    let mut source = work.source.clone();
+    name.clone_into(&mut source.name);
+    let stream = crate::stream::Stream::open(
+        &source,
+        work.ask.keys,
+        Want {
+            subjects: false,
+            consumers: false,
+        },
+    );
+    let msgs = stream.msgs_dir();
+    if let Some(index) = read(work, &msgs.join("index.db"), INDEX_FILE) {
+        found += usize::from(index_db::check_hash(&index, name.as_bytes()).is_ok());
+    }
+    for file in stream.blocks.iter().take(4) {
+        let path = msgs.join(format!("{}.blk", file.n));
+        let key = file.key.then(|| {
+            let (tree, _) = stream.tree()?;
+            stream.block_key(tree, &msgs, file.n).ok()
+        });
+        if let Some(raw) = logical_start(work, &path, key.flatten().as_ref()) {
+            found += usize::from(proves(&raw, &stream.prover(file.n)));
+        }
+    }
+    found
+}
+
+/// The records of a block, decrypted and decompressed.
+fn logical_start(work: &Work<'_>, path: &Path, key: Option<&crypt::SealKey>) -> Option<Vec<u8>> {
+    let mut raw = read(work, path, BLOCK_FILE)?;
+    if let Some(key) = key {
+        key.apply_keystream(0, &mut raw);
+    }
+    // Nothing is known that could tell a lookalike: its first record proves itself, or it does not matter.
+    let header = match Container::detect(&raw, &Prover::for_block("", 0)) {
+        Container::Plain { .. } => return Some(raw),
+        Container::S2 { header, .. } => header,
+        Container::HeaderlessS2 => 0,
+    };
+    let mut out = Vec::new();
+    block::decompress(&raw, header, &mut out, BLOCK_FILE as usize);
+    if header == 0
+        && let Some(key) = key
+    {
+        key.apply_keystream(0, &mut out);
+    }
+    Some(out)
+}
+
+/// Whether one of the first records proves itself.
+fn proves(bytes: &[u8], prover: &Prover) -> bool {
+    first_records(bytes).any(|r| r.proves(prover))
+}
+
+/// Where the first records are, going by their lengths alone.
+fn first_records(bytes: &[u8]) -> impl Iterator<Item = Record<'_>> {
+    let mut at = 0usize;
+    std::iter::from_fn(move || {
+        let record = Record::decode(bytes.get(at..)?, at as u64).ok()?;
+        at = at.saturating_add(record.raw.len());
+        Some(record)
+    })
+    .take(RECORDS)
+}
+
+/// Blocks under wrong numbers: the number is part of their records' hash, and of their key.
+pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path) {
+    let name = work.source.name.clone();
+    let stream = work.open(Want {
+        subjects: false,
+        consumers: false,
+    });
+    let info = stream.key_info().to_vec();
+    let children = work.overlay.children(msgs).unwrap_or_default();
+    let files: Vec<u64> = children
+        .iter()
+        .filter(|c| c.kind == ChildKind::File)
+        .filter_map(|c| numbered(&c.name, "blk"))
+        .collect();
+    let highest = files.iter().copied().max().unwrap_or(0);
+    let mut moved: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut searched = 0;
+    for &n in &files {
+        let path = msgs.join(format!("{n}.blk"));
+        let key_bytes = read(work, &msgs.join(format!("{n}.key")), SMALL_FILE);
+        let open = |n: u64| {
+            let context = crypt::Context::Block {
+                info: &info,
+                store: name.as_bytes(),
+                n,
+            };
+            open_key_file(key_bytes.as_deref()?, work.ask.keys, &context).ok()
+        };
+        let own_key = open(n);
+        if key_bytes.is_some() && own_key.is_some() {
+            // A key opens under its own number only.
+            continue;
+        }
+        if work.ask.keys.is_empty() && key_bytes.is_some() {
+            continue;
+        }
+        let Some(bytes) = logical_start(work, &path, None) else {
+            continue;
+        };
+        if key_bytes.is_none() && (bytes.is_empty() || proves(&bytes, &stream.prover(n))) {
+            continue;
+        }
+        // Records farther on may prove themselves all the same.
+        if key_bytes.is_none() {
+            let mut any = false;
+            crate::stream::proven_messages(&bytes, &stream.prover(n), |_| any = true);
+            if any {
+                continue;
+            }
+        }
+        let top = if searched < SEARCHED {
+            NUMBERS
+        } else {
+            highest.saturating_add(64)
+        };
+        searched += 1;
+        let heads: Vec<Record<'_>> = first_records(&bytes).collect();
+        let fits = |candidate: u64| {
+            if key_bytes.is_some() {
+                return open(candidate).is_some();
+            }
+            let prover = Prover::for_block(name.as_bytes(), candidate);
+            heads.iter().any(|r| r.proves(&prover))
+        };
+        // Opening a key takes long, and it goes by the number alone.
+        let top = if key_bytes.is_some() {
+            top.min(highest.saturating_add(1024))
+        } else {
+            top
+        };
+        let near = files.iter().copied().filter(|c| *c != n);
+        if let Some(found) = near.chain(1..=top).find(|c| fits(*c)) {
+            moved.insert(n, found);
+            continue;
+        }
+        let place = stream.block_place(n);
+        let other = work.ask.names.iter().find(|other| {
+            let prover = Prover::for_block(other.as_bytes(), n);
+            **other != name && heads.iter().any(|r| r.proves(&prover))
+        });
+        if let Some(other) = other {
+            work.report
+                .note(format!("{place}: a block of stream {other:?}: left out"));
+        }
+    }
+    let mut mends = Mends {
+        witness: true,
+        ..Mends::default()
+    };
+    for &n in moved.keys() {
+        for ext in ["blk", "key", "idx", "fss"] {
+            work.overlay.hide(msgs.join(format!("{n}.{ext}")));
+        }
+    }
+    for (&n, &found) in &moved {
+        let place = stream.block_place(n);
+        let here = files.contains(&found) && !moved.contains_key(&found);
+        let from = msgs.join(format!("{n}.blk"));
+        if here {
+            mends
+                .blocks
+                .entry(found)
+                .or_default()
+                .copies
+                .push(work.aside(msgs, from));
+            work.report.note(format!(
+                "{place}: its records are those of block {found}, which is there, too: a copy"
+            ));
+        } else {
+            work.overlay
+                .put_file(msgs.join(format!("{found}.blk")), from);
+            let key = msgs.join(format!("{n}.key"));
+            if work.overlay.is_in_base(&key) {
+                work.overlay
+                    .put_file(msgs.join(format!("{found}.key")), key);
+            }
+            work.report.note(format!(
+                "{place}: its records are those of block {found}: taken for that"
+            ));
+        }
+    }
+    super::set_mends(work, mends);
+    work.settle();
+}

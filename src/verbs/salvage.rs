@@ -1,0 +1,330 @@
+//! `jetsam salvage`: everything that can be proven, out of whatever is left of a source, into a new store
+//! directory or into archives. `backup --salvage` and `restore --salvage` go the same way.
+
+use super::metrics::Metrics;
+use super::refusal::Refusal;
+use super::{Context, Exit, Failure, Opened, backup, render, restore};
+use crate::finding::Severity;
+use crate::format::seqset::SeqSet;
+use crate::salvage::{self, Ask, Report};
+use crate::sink::Written;
+use crate::sink::archive::Format;
+use crate::sink::staged::{parent, write_synced};
+use crate::source::{StreamSource, text};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Lost ranges and corrections that are printed for a stream; the report has all.
+const LISTED: usize = 8;
+
+/// How hard to try.
+#[derive(Debug, Clone)]
+pub struct How {
+    /// Seconds of search for each damaged file.
+    pub seconds: u64,
+    /// Take records that cannot be proven.
+    pub unproven: bool,
+}
+
+impl Default for How {
+    fn default() -> Self {
+        Self {
+            seconds: salvage::SECONDS,
+            unproven: false,
+        }
+    }
+}
+
+/// What to write.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Archives instead of a store directory.
+    pub format: Option<Format>,
+    /// How hard to try.
+    pub how: How,
+    /// How the new store is made.
+    pub store: restore::Options,
+}
+
+/// What salvage did to the streams of a source, by account and name.
+pub type Reports = BTreeMap<(String, String), Report>;
+
+/// Puts right what can be put right about the selected streams; `opened` has them mended then.
+pub fn mend(
+    ctx: &Context<'_>,
+    opened: &mut Opened,
+    how: &How,
+    config: Option<&Map<String, Value>>,
+) -> Reports {
+    let names: Vec<String> = opened
+        .source
+        .streams
+        .iter()
+        .map(|s| s.name.clone())
+        .collect();
+    let mut reports = Reports::new();
+    for s in &mut opened.source.streams {
+        if !ctx.selector.stream(&s.account, &s.name) {
+            continue;
+        }
+        ctx.monitor
+            .begin(&format!("Examining {}", s.name), size(s, ctx));
+        let progress = |n| ctx.monitor.advance(n);
+        let ask = Ask {
+            keys: &ctx.keys,
+            threads: &ctx.threads,
+            seconds: how.seconds,
+            unproven: how.unproven,
+            config,
+            names: &names,
+            stop: &ctx.stop,
+            progress: &progress,
+        };
+        let mended = salvage::mend(s, ask);
+        ctx.monitor.end();
+        *s = mended.source;
+        reports.insert((s.account.clone(), s.name.clone()), mended.report);
+    }
+    reports
+}
+
+/// What salvage did to a stream.
+pub(super) fn report_of<'r>(reports: &'r Reports, source: &StreamSource) -> Option<&'r Report> {
+    reports.get(&(source.account.clone(), source.name.clone()))
+}
+
+fn size(source: &StreamSource, ctx: &Context<'_>) -> u64 {
+    let want = crate::stream::Want {
+        subjects: false,
+        consumers: false,
+    };
+    let stream = crate::stream::Stream::open(source, &ctx.keys, want);
+    stream.blocks.iter().map(|b| b.len).sum()
+}
+
+/// How one stream went.
+pub struct Outcome<'r> {
+    /// Account.
+    pub account: String,
+    /// Stream.
+    pub stream: String,
+    /// Where it is now.
+    pub path: PathBuf,
+    /// What was written and what is lost, or why nothing was.
+    pub result: Result<(&'r Written, &'r SeqSet), String>,
+}
+
+/// Runs the verb.
+pub fn run(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+) -> Result<Exit, Failure> {
+    Metrics::around("salvage", ctx, &[path], |ctx, metrics| {
+        all(ctx, path, dest, options, metrics)
+    })
+}
+
+fn all(
+    ctx: &mut Context<'_>,
+    path: &Path,
+    dest: &Path,
+    options: &Options,
+    metrics: &mut Metrics,
+) -> Result<Exit, Failure> {
+    let mut opened = ctx.open(path)?;
+    ctx.require_match(&opened)?;
+    backup::require_outside(path, dest)?;
+    backup::require_free(dest, 0)?;
+    let report_path = report_path(dest);
+    if report_path.exists() {
+        return Err(Failure::Usage(format!(
+            "{}: already there, from an earlier run; nothing was written",
+            report_path.display()
+        )));
+    }
+    let reports = mend(
+        ctx,
+        &mut opened,
+        &options.how,
+        options.store.config.as_ref(),
+    );
+    let mut rows: Vec<Value> = Vec::new();
+    let mut text = String::new();
+    let mut exit = Exit::Clean;
+    let mut tell = |o: &Outcome<'_>| {
+        let key = (o.account.clone(), o.stream.clone());
+        let none = Report::default();
+        let report = reports.get(&key).unwrap_or(&none);
+        rows.push(row(o, report));
+        lines(&mut text, o, report);
+        match &o.result {
+            Ok((written, lost)) => {
+                let residue = written
+                    .findings
+                    .iter()
+                    .any(|f| f.severity == Severity::Error);
+                !lost.is_empty() || !report.unproven.is_empty() || report.reconstructed || residue
+            }
+            Err(_) => true,
+        }
+    };
+    let done = match options.format {
+        Some(format) => {
+            let how = backup::Options {
+                format,
+                no_consumers: options.store.no_consumers,
+                salvage: Some(options.how.clone()),
+            };
+            backup::salvaged(ctx, &opened, dest, &how, &reports, metrics, &mut tell)?
+        }
+        None => restore::salvaged(
+            ctx,
+            &opened,
+            dest,
+            &options.store,
+            &reports,
+            metrics,
+            &mut tell,
+        )?,
+    };
+    exit = exit.worse(done);
+    if exit == Exit::Interrupted {
+        return Ok(exit);
+    }
+    let whole = json!({ "streams": rows });
+    let mut bytes = serde_json::to_vec_pretty(&whole).map_err(std::io::Error::from)?;
+    bytes.push(b'\n');
+    write_synced(&report_path, &bytes)?;
+    if ctx.json {
+        ctx.out.write_all(&bytes)?;
+    } else {
+        ctx.out.write_all(text.as_bytes())?;
+        writeln!(ctx.out, "The report is {}", report_path.display())?;
+    }
+    Ok(exit)
+}
+
+/// `DEST.report.json`.
+fn report_path(dest: &Path) -> PathBuf {
+    let name = dest.file_name().unwrap_or_default().to_string_lossy();
+    parent(dest).join(format!("{name}.report.json"))
+}
+
+fn row(o: &Outcome<'_>, report: &Report) -> Value {
+    let mut v = json!({
+        "account": o.account,
+        "stream": o.stream,
+        "path": text(&o.path),
+    });
+    let more = match &o.result {
+        Ok((written, lost)) => json!({
+            "messages": written.messages,
+            "corrected": report.corrected,
+            "unverified": report.unproven.len(),
+            "lost": lost.ranges().map(|(a, b)| json!([a, b])).collect::<Vec<_>>(),
+            "lost_messages": lost.len(),
+            "from_leftovers": report.from_leftovers,
+            "reconstructed": report.reconstructed,
+            "corrections": report.corrections,
+            "unverified_records": report.unproven.iter().map(|(file, offset, seq)| json!({
+                "file": file, "offset": offset, "seq": seq,
+            })).collect::<Vec<_>>(),
+            "findings": written.findings,
+            "notes": report.notes,
+        }),
+        Err(why) => json!({
+            "messages": 0,
+            "error": why,
+            "corrections": report.corrections,
+            "notes": report.notes,
+        }),
+    };
+    if let (Some(v), Value::Object(more)) = (v.as_object_mut(), more) {
+        v.extend(more);
+    }
+    v
+}
+
+fn lines(out: &mut String, o: &Outcome<'_>, report: &Report) {
+    let name = render::safe(&o.stream);
+    match &o.result {
+        Ok((written, lost)) => {
+            out.push_str(&format!(
+                "{name}: {} recovered, {} lost\n",
+                render::number_of(written.messages, "message"),
+                render::count(lost.len())
+            ));
+            if !lost.is_empty() {
+                let ranges: Vec<(u64, u64)> = lost.ranges().take(LISTED).collect();
+                let more = lost.ranges().count().saturating_sub(LISTED);
+                out.push_str(&format!(
+                    "  lost: {}{}\n",
+                    crate::state::scan::ranges_text(&ranges),
+                    if more > 0 {
+                        format!(" and {more} more ranges")
+                    } else {
+                        String::new()
+                    }
+                ));
+            }
+        }
+        Err(why) => out.push_str(&format!("{name}: not recovered: {why}\n")),
+    }
+    if !report.corrections.is_empty() {
+        let bits: usize = report.corrections.iter().map(|c| c.flips.len()).sum();
+        out.push_str(&format!(
+            "  corrected: {} in {} ({})\n",
+            render::number_of(bits as u64, "bit"),
+            render::number_of(report.corrections.len() as u64, "place"),
+            render::number_of(report.corrected, "message"),
+        ));
+        for c in report.corrections.iter().take(LISTED) {
+            let at: Vec<String> = c
+                .flips
+                .iter()
+                .map(|f| format!("{}.{}", f.offset, f.bit))
+                .collect();
+            let what = match c.proof {
+                salvage::Proof::Hash => "proven by its hash",
+                salvage::Proof::Tag => "proven by its tag",
+                salvage::Proof::Checksum => "by its checksum",
+                salvage::Proof::Likely => "likely",
+            };
+            out.push_str(&format!(
+                "    {}: byte.bit {}, {what}\n",
+                c.file,
+                at.join(" ")
+            ));
+        }
+        let more = report.corrections.len().saturating_sub(LISTED);
+        if more > 0 {
+            out.push_str(&format!("    … {more} more in the report\n"));
+        }
+    }
+    if report.from_leftovers > 0 {
+        out.push_str(&format!(
+            "  {} from left-overs\n",
+            render::number_of(report.from_leftovers, "message")
+        ));
+    }
+    for (file, offset, seq) in report.unproven.iter().take(LISTED) {
+        out.push_str(&format!(
+            "  unverified: sequence {seq} ({file}, offset {offset})\n"
+        ));
+    }
+    for note in &report.notes {
+        out.push_str(&format!("  {note}\n"));
+    }
+}
+
+/// The reason why a stream was not written.
+pub fn reason(refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::Key(_) => "a key is missing or wrong".into(),
+        Refusal::Damaged(_) => "nothing of it could be proven".into(),
+        other => other.reason("salvages"),
+    }
+}
