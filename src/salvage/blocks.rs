@@ -37,6 +37,8 @@ struct Outcome {
     /// Sequences around what is lost.
     gaps: Vec<(u64, u64)>,
     notes: Vec<String>,
+    /// What the search has cost.
+    spent: u64,
 }
 
 /// Looks at all blocks, and mends those that need it.
@@ -179,6 +181,7 @@ fn add(
     found: Outcome,
     bounds: (u64, u64),
 ) {
+    work.spend(found.spent);
     let n = look.file.n;
     let place = stream.block_place(n);
     let report = &mut work.report;
@@ -215,7 +218,7 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
     let Ok(raw) = stream.read(file, &mut scratch) else {
         return out;
     };
-    let effort = work.ask.effort();
+    let effort = work.effort();
     let prover = stream.prover(file.n);
     let bytes = scratch.decrypted();
     let mut header = match Container::detect(bytes, &prover) {
@@ -324,7 +327,7 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
         out.corrected += 1;
         flips.extend(&b.flips);
     };
-    walk(&logical, 0, &prover, known, &left, |found| match found {
+    let tried = walk(&logical, 0, &prover, known, &left, |found| match found {
         Found::Proven(r, border) => {
             if r.kind != Kind::Tombstone {
                 close(&mut open, r.seq, &mut out.gaps);
@@ -360,6 +363,7 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
         Found::Gap { .. } => open.push(after),
     });
     close(&mut open, u64::MAX, &mut out.gaps);
+    out.spent = spent.saturating_add(tried.spent);
     if compressed {
         out.mends.logical = flips;
     } else {

@@ -45,8 +45,9 @@ impl Work<'_> {
             Err(KeyError::NoKey) => return Err(()),
             Err(_) => {}
         }
-        let effort = self.ask.effort();
-        let (fix, _) = small::key_file(&bytes, keys, context, &effort);
+        let effort = self.effort();
+        let (fix, tried) = small::key_file(&bytes, keys, context, &effort);
+        self.spend(tried.spent);
         let Some(fix) = fix else { return Err(()) };
         let opened = open_key_file(&fix.bytes, keys, context).map_err(|_| ())?;
         self.corrected(path, fix, Proof::Tag);
@@ -65,10 +66,12 @@ impl Work<'_> {
         let Some(inf) = read(self, &inf_path, META_FILE) else {
             return;
         };
-        let effort = self.ask.effort();
+        let effort = self.effort();
         let sum = read(self, &sum_path, SMALL_FILE);
         if let Some(sum) = &sum {
-            match small::meta(hashed_as.as_bytes(), &inf, sum, &effort).0 {
+            let (fix, tried) = small::meta(hashed_as.as_bytes(), &inf, sum, &effort);
+            self.spend(tried.spent);
+            match fix {
                 Some(small::MetaFix::Right) => return,
                 Some(small::MetaFix::Meta(fix)) => {
                     self.corrected(&inf_path, fix, Proof::Hash);
@@ -84,7 +87,9 @@ impl Work<'_> {
         // Without its sum, a sealed one still has a tag.
         let inf = match seal {
             Some(seal) if seal.open(&inf).is_err() && !inf.starts_with(b"{") => {
-                match small::sealed(&inf, seal, &effort).0 {
+                let (fix, tried) = small::sealed(&inf, seal, &effort);
+                self.spend(tried.spent);
+                match fix {
                     Some(fix) => {
                         let mended = fix.bytes.clone();
                         self.corrected(&inf_path, fix, Proof::Tag);
@@ -133,8 +138,10 @@ impl Work<'_> {
             && seal.open(&state).is_err()
             && state.first() != Some(&crate::format::o_dat::MAGIC)
         {
-            let effort = self.ask.effort();
-            if let (Some(fix), _) = small::sealed(&state, &seal, &effort) {
+            let effort = self.effort();
+            let (fix, tried) = small::sealed(&state, &seal, &effort);
+            self.spend(tried.spent);
+            if let Some(fix) = fix {
                 self.corrected(&path, fix, Proof::Tag);
             }
         }
@@ -180,8 +187,10 @@ pub(super) fn stream(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
     if let Some(file) = read(work, &path, INDEX_FILE)
         && index_db::check_hash(&file, name.as_bytes()).is_err()
     {
-        let effort = work.ask.effort();
-        match small::index_db(&file, name.as_bytes(), &effort).0 {
+        let effort = work.effort();
+        let (fix, tried) = small::index_db(&file, name.as_bytes(), &effort);
+        work.spend(tried.spent);
+        match fix {
             Some(fix) => work.corrected(&path, fix, Proof::Hash),
             None => {
                 let place = work.place(&path);

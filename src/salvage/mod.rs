@@ -24,11 +24,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Bytes that a core hashes, decodes or opens in a second of searching, roughly: what [`Ask::seconds`] buys.
-const BYTES_A_SECOND: u64 = 2 << 30;
+/// What a core searches in a second, roughly, in the unit of [`Effort::bytes`]: what [`Ask::seconds`] buys. Counted,
+/// not timed, so that the same damage gives the same result on every machine.
+const BYTES_A_SECOND: u64 = 16 << 30;
 
-/// Seconds of search for each damaged file, unless asked otherwise.
-pub const SECONDS: u64 = 5;
+/// Seconds of search for each damaged file, unless asked otherwise: all single bits of a record of 400 kB on
+/// two cores.
+pub const SECONDS: u64 = 20;
+
+/// A stream gets so many times that in all.
+const FILES: u64 = 30;
 
 /// What to do.
 #[derive(Clone, Copy)]
@@ -52,17 +57,9 @@ pub struct Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    fn effort(&self) -> Effort<'a> {
-        let cores = self.threads.count() as u64;
-        Effort {
-            bytes: self
-                .seconds
-                .saturating_mul(BYTES_A_SECOND)
-                .saturating_mul(cores),
-            parallel: cores > 1,
-            cancel: Some(self.stop),
-            ..Effort::default()
-        }
+    /// What a second of search is worth.
+    fn second(&self) -> u64 {
+        BYTES_A_SECOND.saturating_mul(self.threads.count() as u64)
     }
 }
 
@@ -168,9 +165,32 @@ struct Work<'a> {
     report: Report,
     /// Files given names of their own.
     copies: usize,
+    /// Search that the whole stream has left.
+    left: u64,
 }
 
-impl Work<'_> {
+impl<'a> Work<'a> {
+    /// What may be searched in one file.
+    fn effort(&self) -> Effort<'a> {
+        let share = self.ask.seconds.saturating_mul(self.ask.second());
+        Effort {
+            bytes: share.min(self.left),
+            parallel: self.ask.threads.count() > 1,
+            cancel: Some(self.ask.stop),
+            ..Effort::default()
+        }
+    }
+
+    /// Takes off what a search has cost.
+    fn spend(&mut self, bytes: u64) {
+        if self.left > 0 && self.left <= bytes {
+            self.report.note(
+                "the time for searching flipped bits is used up; --effort gives more".to_owned(),
+            );
+        }
+        self.left = self.left.saturating_sub(bytes);
+    }
+
     /// The stream as it reads by now.
     fn open(&self, want: Want) -> Stream {
         Stream::open(&self.source, self.ask.keys, want)
@@ -212,6 +232,10 @@ pub fn mend(source: &StreamSource, ask: Ask<'_>) -> Mended {
         overlay: Overlay::new(tree.clone()),
         report: Report::default(),
         copies: 0,
+        left: ask
+            .seconds
+            .saturating_mul(ask.second())
+            .saturating_mul(FILES),
     };
     names::stream_name(&mut work, &dir);
     files::stream(&mut work, &dir, &msgs);

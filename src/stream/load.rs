@@ -327,7 +327,8 @@ fn chunks(
         logical.resize(content.start.min(BLOCK_FILE as usize), 0);
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
         let bytes = raw.get(at(place.start)..at(place.end)).unwrap_or_default();
-        let mut report = s2::decode_stream(bytes, place.start, logical, BLOCK_FILE as usize, true);
+        let frames = s2::Frames::resume(bytes, place.start);
+        let mut report = s2::decode_frames(frames, logical, BLOCK_FILE as usize, true);
         all.faults.append(&mut report.faults);
         all.frames = all.frames.saturating_add(report.frames);
         logical.resize(content.end.min(BLOCK_FILE as usize), 0);

@@ -444,8 +444,17 @@ pub fn decode_stream(
     ceiling: usize,
     keep_going: bool,
 ) -> StreamReport {
+    decode_frames(Frames::new(buf, base), out, ceiling, keep_going)
+}
+
+/// As [`decode_stream`], for what is left of a walk.
+pub fn decode_frames(
+    mut frames: Frames<'_>,
+    out: &mut Vec<u8>,
+    ceiling: usize,
+    keep_going: bool,
+) -> StreamReport {
     let mut report = StreamReport::default();
-    let mut frames = Frames::new(buf, base);
     let limit =
         |frame: &Frame<'_>, snappy: bool, have: usize| -> Result<usize, (FrameFault, bool)> {
             let len = frame.decoded_len().map_err(|fault| (fault.into(), false))?;

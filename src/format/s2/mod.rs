@@ -20,5 +20,6 @@ pub use block::{BlockFault, decode_block, decode_block_into};
 pub use encode::{EncodeError, Encoder, FRAME_SIZE};
 pub use frame::{
     CHUNK_HEADER, Frame, FrameFault, FrameFaultKind, FrameKind, Frames, MAGIC, MAX_FRAME_BODY,
-    MAX_FRAME_DECODED, StreamReport, decode_frame, decode_stream, masked_crc, parse_chunk_header,
+    MAX_FRAME_DECODED, StreamReport, decode_frame, decode_frames, decode_stream, masked_crc,
+    parse_chunk_header,
 };
