@@ -227,12 +227,14 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
         Container::HeaderlessS2 => Some(0),
     };
     if header != Some(0)
-        && let Some((found, flips)) = s2::container(bytes)
+        && let Some((found, mut flips)) = s2::container(bytes)
         && (header != Some(found) || !flips.is_empty())
         // A plain block may look like one by chance, not one with an S2 stream inside.
         && header.map_or_else(|| !starts_proven(bytes, &prover), |_| true)
     {
         header = Some(found);
+        // Those of the identifier come again with its chunk.
+        flips.retain(|f| f.offset < S2_MAGIC.len() as u64);
         if !flips.is_empty() {
             out.corrections
                 .push(Correction::new(place.clone(), &flips, Proof::Likely));

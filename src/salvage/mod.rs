@@ -13,6 +13,7 @@ use crate::format::crypt::KeyRing;
 use crate::format::mend::{Effort, Flip};
 use crate::format::seqset::SeqSet;
 use crate::pipeline::Threads;
+use crate::source::archive;
 use crate::source::overlay::Overlay;
 use crate::source::{Body, StreamSource};
 use crate::state::{Progress, StreamState};
@@ -217,12 +218,14 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Looks for everything about `source` that can be put right.
-pub fn mend(source: &StreamSource, ask: Ask<'_>) -> Mended {
+/// Looks for everything about `source` that can be put right. `path` is that of its directory or archive.
+pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
+    let mut report = Report::default();
+    let source = &archive(source, path, &ask, &mut report);
     let Body::Blocks { tree, dir, msgs } = &source.body else {
         return Mended {
             source: source.clone(),
-            report: Report::default(),
+            report,
         };
     };
     let (dir, msgs) = (dir.clone(), dir.join(msgs));
@@ -230,7 +233,7 @@ pub fn mend(source: &StreamSource, ask: Ask<'_>) -> Mended {
         ask,
         source: source.clone(),
         overlay: Overlay::new(tree.clone()),
-        report: Report::default(),
+        report,
         copies: 0,
         left: ask
             .seconds
@@ -245,6 +248,57 @@ pub fn mend(source: &StreamSource, ask: Ask<'_>) -> Mended {
     Mended {
         source: work.source,
         report: work.report,
+    }
+}
+
+/// An archive's frames, put right.
+fn archive(source: &StreamSource, path: &Path, ask: &Ask<'_>, report: &mut Report) -> StreamSource {
+    let in_archive = match &source.body {
+        Body::Blocks { dir, .. } => dir.as_os_str().is_empty() && path.is_file(),
+        Body::Entries(_) => true,
+        Body::Config(_) => false,
+    };
+    if !in_archive {
+        return source.clone();
+    }
+    let effort = Effort {
+        bytes: ask
+            .seconds
+            .saturating_mul(ask.second())
+            .saturating_mul(FILES),
+        parallel: ask.threads.count() > 1,
+        cancel: Some(ask.stop),
+        ..Effort::default()
+    };
+    let found = match archive::mend(path, &effort) {
+        Ok(found) => found,
+        Err(e) => {
+            report.note(format!("{}: {e}", path.display()));
+            return source.clone();
+        }
+    };
+    let place = crate::source::text(&source.path);
+    for flips in &found.frames {
+        report
+            .corrections
+            .push(Correction::new(place.clone(), flips, Proof::Checksum));
+    }
+    if found.broken > 0 {
+        report.note(format!(
+            "{place}: {} of its S2 frames could not be corrected; what is before and after them is read",
+            found.broken
+        ));
+    }
+    let flips = found.frames.concat();
+    if flips.is_empty() {
+        return source.clone();
+    }
+    match archive::open_mended(path, &flips) {
+        Ok(opened) => source.reopened(opened),
+        Err(e) => {
+            report.note(format!("{place}: {e}"));
+            source.clone()
+        }
     }
 }
 

@@ -728,6 +728,15 @@ impl Finder<'_> {
     }
 }
 
+impl StreamSource {
+    /// The same stream, its archive opened anew.
+    pub fn reopened(&self, opened: archive::Opened) -> Self {
+        let mut stream = archive_stream(opened, &self.account, &self.name, self.path.clone());
+        stream.backup.clone_from(&self.backup);
+        stream
+    }
+}
+
 /// The stream inside an opened archive.
 fn archive_stream(
     opened: archive::Opened,

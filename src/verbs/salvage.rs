@@ -10,7 +10,7 @@ use crate::salvage::{self, Ask, Report};
 use crate::sink::Written;
 use crate::sink::archive::Format;
 use crate::sink::staged::{parent, write_synced};
-use crate::source::{StreamSource, text};
+use crate::source::{SourceKind, StreamSource, text};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -81,7 +81,11 @@ pub fn mend(
             stop: &ctx.stop,
             progress: &progress,
         };
-        let mended = salvage::mend(s, ask);
+        let path = match opened.source.kind {
+            SourceKind::Archive | SourceKind::File => opened.source.path.clone(),
+            _ => opened.source.path.join(&s.path),
+        };
+        let mended = salvage::mend(s, &path, ask);
         ctx.monitor.end();
         *s = mended.source;
         reports.insert((s.account.clone(), s.name.clone()), mended.report);

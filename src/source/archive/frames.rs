@@ -11,6 +11,7 @@
 
 use super::MAX_FINDINGS;
 use crate::finding::{Code, Finding};
+use crate::format::mend::Flip;
 use crate::format::s2::{self, FrameKind};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -115,11 +116,60 @@ fn decode_block(block: &[u8], out: &mut [u8]) -> Result<(), String> {
     Err(result)
 }
 
+/// A file that reads with some of its bits the other way round.
+#[derive(Debug)]
+pub(super) struct Patched {
+    file: File,
+    wrong: BTreeMap<u64, u8>,
+}
+
+impl Patched {
+    /// The file with these bits put right.
+    pub(super) fn new(file: File, flips: &[Flip]) -> Self {
+        let mut wrong = BTreeMap::new();
+        for f in flips {
+            *wrong.entry(f.offset).or_default() ^= 1 << (f.bit & 7);
+        }
+        Self { file, wrong }
+    }
+}
+
+/// What can be read at any place.
+pub(super) trait ReadAt {
+    /// Reads some bytes at `at`.
+    fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
+}
+
+impl ReadAt for File {
+    fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self.read_at(buf, at)
+    }
+}
+
+impl ReadAt for Arc<File> {
+    fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        self.read_at(buf, at)
+    }
+}
+
+impl ReadAt for Patched {
+    fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
+        let n = self.file.read_at(buf, at)?;
+        for (offset, wrong) in self.wrong.range(at..at.saturating_add(n as u64)) {
+            let i = usize::try_from(offset.saturating_sub(at)).unwrap_or(usize::MAX);
+            if let Some(byte) = buf.get_mut(i) {
+                *byte ^= wrong;
+            }
+        }
+        Ok(n)
+    }
+}
+
 /// Reads up to `buf.len()` bytes at `at`; fewer only at the end of the file.
-pub(super) fn pread(file: &File, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+pub(super) fn pread(file: &impl ReadAt, at: u64, buf: &mut [u8]) -> io::Result<usize> {
     let mut done = 0usize;
     while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
-        match file.read_at(rest, at.saturating_add(done as u64)) {
+        match file.read_some(rest, at.saturating_add(done as u64)) {
             Ok(0) => break,
             Ok(n) => done = done.saturating_add(n),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -138,7 +188,7 @@ struct Window {
 
 impl Window {
     /// Up to `want` bytes at `at`, of which `ahead` are read if they are not here yet.
-    fn get(&mut self, file: &File, at: u64, want: usize, ahead: usize) -> io::Result<&[u8]> {
+    fn get(&mut self, file: &Patched, at: u64, want: usize, ahead: usize) -> io::Result<&[u8]> {
         let have = at
             .checked_sub(self.at)
             .and_then(|skip| usize::try_from(skip).ok());
@@ -294,7 +344,7 @@ thread_local! {
 /// An S2-framed file.
 #[derive(Debug)]
 pub(super) struct Frames {
-    file: File,
+    file: Patched,
     len: u64,
     /// Where some frames begin: in the file, decoded.
     anchors: Vec<(u64, u64)>,
@@ -311,7 +361,7 @@ pub(super) struct Frames {
 }
 
 impl Frames {
-    fn empty(file: File, len: u64) -> Self {
+    fn empty(file: Patched, len: u64) -> Self {
         Self {
             file,
             len,
@@ -327,7 +377,7 @@ impl Frames {
     }
 
     /// Walks the frame headers.
-    pub(super) fn open(file: File, len: u64) -> io::Result<Self> {
+    pub(super) fn open(file: Patched, len: u64) -> io::Result<Self> {
         let mut frames = Self::empty(file, len);
         let mut head = [0; S2.len()];
         pread(&frames.file, 0, &mut head)?;
@@ -798,13 +848,31 @@ impl Frames {
         Ok(None)
     }
 
+    /// Where the frames begin that do not decode to what their checksum says.
+    pub(super) fn damaged(&self) -> io::Result<Vec<u64>> {
+        let mut walker = self.walker(0, 0);
+        let (mut found, mut bytes) = (Vec::new(), Vec::new());
+        while let Some(frame) = walker.data()? {
+            bytes.resize(frame.decoded as usize, 0);
+            if self.decode(&frame, &mut bytes).is_some() {
+                found.push(frame.at);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Reads bytes of the file.
+    pub(super) fn raw(&self, at: u64, buf: &mut [u8]) -> io::Result<usize> {
+        pread(&self.file, at, buf)
+    }
+
     /// Length of the file.
     pub(super) fn len(&self) -> u64 {
         self.len
     }
 }
 
-const S2: &[u8] = b"\xff\x06\0\0S2sTwO";
+pub(super) const S2: &[u8] = b"\xff\x06\0\0S2sTwO";
 const SNAPPY: &[u8] = b"\xff\x06\0\0sNaPpY";
 
 /// Whether a file with these first bytes is S2-framed.
@@ -840,5 +908,5 @@ pub(super) fn lost_identifier(file: File, len: u64, head: &[u8]) -> io::Result<b
         compressed,
         hole: false,
     };
-    Ok(Frames::empty(file, len).proves(&frame))
+    Ok(Frames::empty(Patched::new(file, &[]), len).proves(&frame))
 }

@@ -3,15 +3,18 @@
 
 mod frames;
 mod gzip;
+mod mending;
 mod tar_tree;
 mod v2;
 
+pub use mending::{MendedFrames, mend};
 pub use tar_tree::TarTree;
 pub use v2::{V2, V2Consumer, V2End, V2Message};
 
 use crate::finding::{Code, Finding};
+use crate::format::mend::Flip;
 use crate::format::{archive_v2, tar};
-use frames::{Frames, pread};
+use frames::{Frames, Patched, pread};
 use gzip::Gzip;
 use std::fs::File;
 use std::io;
@@ -139,6 +142,11 @@ impl Container {
 
 /// Opens an archive file.
 pub fn open(path: &Path) -> Result<Opened, ArchiveError> {
+    open_mended(path, &[])
+}
+
+/// Opens an archive file whose S2 frames have these bits the wrong way round.
+pub fn open_mended(path: &Path, flips: &[Flip]) -> Result<Opened, ArchiveError> {
     // The path is the user's own: a link in it is followed, a device is not opened.
     let file = super::dir::open_read_only(&std::fs::canonicalize(path)?)?;
     let len = file.metadata()?.len();
@@ -148,8 +156,11 @@ pub fn open(path: &Path) -> Result<Opened, ArchiveError> {
     if head.is_empty() {
         return Err(ArchiveError::Empty);
     }
-    if frames::is_framed(head) || frames::lost_identifier(file.try_clone()?, len, head)? {
-        return open_frames(file, len);
+    if !flips.is_empty()
+        || frames::is_framed(head)
+        || frames::lost_identifier(file.try_clone()?, len, head)?
+    {
+        return open_frames(Patched::new(file, flips), len);
     }
     if frames::is_cut_identifier(head) {
         return Err(ArchiveError::Truncated { len });
@@ -181,7 +192,7 @@ pub fn open(path: &Path) -> Result<Opened, ArchiveError> {
     Err(ArchiveError::NotAnArchive)
 }
 
-fn open_frames(file: File, len: u64) -> Result<Opened, ArchiveError> {
+fn open_frames(file: Patched, len: u64) -> Result<Opened, ArchiveError> {
     let frames = Frames::open(file, len)?;
     let mut doubts = !frames.findings.is_empty();
     // The file ends within its first frame, and that is all that is wrong.
