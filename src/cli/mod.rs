@@ -268,6 +268,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
                     seconds: s.effort,
                     unproven: s.unverified,
                 },
+                deleted: s.deleted,
                 store,
             };
             verbs::salvage::run(ctx, &s.source, &s.dest, &options)

@@ -6,6 +6,7 @@
 //! [`Mends`]. The files themselves stay as they are. Every verb reads the result like any other source.
 
 mod blocks;
+pub mod deleted;
 mod files;
 mod names;
 

@@ -205,6 +205,17 @@ impl Stream {
         file: &BlockFile,
         scratch: &'b mut Scratch,
     ) -> Result<Loaded<'b>, Box<Finding>> {
+        if self.mends.only_kept && !self.mends.blocks.contains_key(&file.n) {
+            scratch.trim();
+            return Ok(Loaded {
+                n: file.n,
+                bytes: &[],
+                container: Container::Plain { lookalike: false },
+                encrypted: false,
+                file_len: file.len,
+                findings: Vec::new(),
+            });
+        }
         let Raw {
             key,
             encrypted,
@@ -344,24 +355,44 @@ impl Stream {
         let prover = self.prover(n);
         apply(&mends.logical, logical);
         mends.vouch(prover.key(), logical);
-        if mends.copies.is_empty() {
-            return;
+        if !mends.copies.is_empty() {
+            self.merge(mends, &prover, key, logical);
         }
+        if self.mends.only_kept {
+            let mut left = mends.keep.clone();
+            let mut kept = Vec::new();
+            proven_messages(logical, &prover, |r| {
+                if left.remove(r.seq) {
+                    kept.extend_from_slice(r.raw);
+                }
+            });
+            *logical = kept;
+        }
+    }
+
+    /// Puts records of a block's copies where the block has lost them.
+    fn merge(
+        &self,
+        mends: &BlockMends,
+        prover: &Prover,
+        key: Option<&SealKey>,
+        logical: &mut Vec<u8>,
+    ) {
         let mut others: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
         for copy in &mends.copies {
-            let bytes = self.load_copy(copy, &prover, key).unwrap_or_default();
-            proven_messages(&bytes, &prover, |r| {
+            let bytes = self.load_copy(copy, prover, key).unwrap_or_default();
+            proven_messages(&bytes, prover, |r| {
                 others.entry(r.seq).or_insert_with(|| r.raw.to_vec());
             });
         }
-        proven_messages(logical, &prover, |r| {
+        proven_messages(logical, prover, |r| {
             others.remove(&r.seq);
         });
         if others.is_empty() {
             return;
         }
         let mut merged = Vec::with_capacity(logical.len());
-        scan(logical, 0, &prover, OnDamage::Resync, |step| {
+        scan(logical, 0, prover, OnDamage::Resync, |step| {
             let Step::Record(r, Proof::Proven) = step else {
                 return;
             };

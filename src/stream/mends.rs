@@ -4,6 +4,7 @@
 use crate::format::hash::HashKey;
 use crate::format::mend::Flip;
 use crate::format::record::{HASH_LEN, Prover, Record};
+use crate::format::seqset::SeqSet;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
@@ -15,6 +16,8 @@ pub struct Mends {
     pub blocks: BTreeMap<u64, BlockMends>,
     /// An `index.db` that the server would reject still tells what is deleted.
     pub witness: bool,
+    /// Nothing is read but the messages that [`BlockMends::keep`] names.
+    pub only_kept: bool,
 }
 
 /// What is to be done to a block.
@@ -32,6 +35,8 @@ pub struct BlockMends {
     pub unproven: Vec<u64>,
     /// Other files that hold records of this block: copies that a server was making.
     pub copies: Vec<PathBuf>,
+    /// Where only some messages are wanted: which.
+    pub keep: SeqSet,
 }
 
 impl BlockMends {

@@ -320,13 +320,13 @@ fn one(
 
 /// Archives the selected streams, which salvage has mended, below `dest`.
 pub(super) fn salvaged(
-    ctx: &mut Context<'_>,
+    ctx: &Context<'_>,
     opened: &Opened,
     dest: &Path,
     options: &Options,
     reports: &Reports,
     metrics: &mut Metrics,
-    tell: &mut dyn FnMut(&salvage::Outcome<'_>) -> bool,
+    tell: &mut dyn FnMut(&StreamSource, &salvage::Outcome<'_>) -> bool,
 ) -> Result<Exit, Failure> {
     let selector = ctx.selector.clone();
     let streams: Vec<&StreamSource> = opened.streams(&selector).collect();
@@ -355,13 +355,13 @@ pub(super) fn salvaged(
                 Err(salvage::reason(refusal))
             }
         };
-        let left = tell(&salvage::Outcome {
+        let outcome = salvage::Outcome {
             account: source.account.clone(),
             stream: source.name.clone(),
             path: target,
             result,
-        });
-        if left {
+        };
+        if tell(source, &outcome) {
             exit = exit.worse(Exit::Found);
         }
     }

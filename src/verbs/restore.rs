@@ -491,60 +491,62 @@ fn all(
     Ok(exit)
 }
 
-/// Writes the selected streams, which salvage has mended, into the new store directory `root`; one that cannot be
+/// A stream that salvage writes.
+pub(super) struct Job<'s> {
+    /// The source, mended.
+    pub source: &'s StreamSource,
+    /// How it is written.
+    pub options: Options,
+    /// What was done to it.
+    pub report: &'s Report,
+    /// For deleted messages: the stream that they were deleted from.
+    pub deleted_from: Option<&'s str>,
+}
+
+/// Writes streams that salvage has mended into the new store directory `root`; one that cannot be
 /// written does not keep the others from it.
 pub(super) fn salvaged(
-    ctx: &mut Context<'_>,
+    ctx: &Context<'_>,
     opened: &Opened,
     root: &Path,
-    options: &Options,
-    reports: &Reports,
+    jobs: Vec<Job<'_>>,
     metrics: &mut Metrics,
-    tell: &mut dyn FnMut(&salvage::Outcome<'_>) -> bool,
+    tell: &mut dyn FnMut(&Job<'_>, &salvage::Outcome<'_>) -> bool,
 ) -> Result<Exit, Failure> {
-    let selector = ctx.selector.clone();
     let (mut there, mut plans): (Vec<Neighbour>, Vec<Plan<'_>>) = (Vec::new(), Vec::new());
     let mut exit = Exit::Clean;
-    for source in opened.streams(&selector) {
-        let report = salvage::report_of(reports, source);
-        let mut options = options.with_replicas(source, &ctx.keys);
-        let planned = plan_one(ctx, opened, source, root, &options, &mut there, &plans);
-        let done = match planned {
+    for job in &jobs {
+        let mut options = job.options.with_replicas(job.source, &ctx.keys);
+        let planned = plan_one(ctx, opened, job.source, root, &options, &mut there, &plans);
+        let name = options.rename.as_ref().unwrap_or(&job.source.name).clone();
+        let outcome = |path: PathBuf, result| salvage::Outcome {
+            account: job.source.account.clone(),
+            stream: name.clone(),
+            path,
+            result,
+        };
+        let left = match planned {
             Ok(plan) => {
                 // The stream has it by now.
                 options.config = None;
-                let done = one(ctx, opened, root, &plan, &options, report);
-                let target = (plan.account.clone(), plan.name.clone(), plan.target.clone());
+                let done = one(ctx, opened, root, &plan, &options, Some(job.report));
+                let target = plan.target.clone();
                 plans.push(plan);
-                match done {
-                    Ok(restored) => Ok((restored, target)),
+                match &done {
+                    Ok(r) => {
+                        metrics.streams += 1;
+                        metrics.bytes += r.written.compressed;
+                        metrics.count(&r.written.findings);
+                        tell(job, &outcome(target, Ok((&r.written, &r.lost))))
+                    }
                     Err(Refusal::Interrupted) => return Ok(Exit::Interrupted),
-                    Err(refusal) => Err((salvage::reason(&refusal), refusal.exit())),
+                    Err(refusal) => {
+                        exit = exit.worse(refusal.exit());
+                        tell(job, &outcome(target, Err(salvage::reason(refusal))))
+                    }
                 }
             }
-            Err(failure) => Err((failure.to_string(), Exit::Found)),
-        };
-        let left = match &done {
-            Ok((r, (_, _, target))) => {
-                metrics.streams += 1;
-                metrics.bytes += r.written.compressed;
-                metrics.count(&r.written.findings);
-                tell(&salvage::Outcome {
-                    account: source.account.clone(),
-                    stream: source.name.clone(),
-                    path: target.clone(),
-                    result: Ok((&r.written, &r.lost)),
-                })
-            }
-            Err((why, bad)) => {
-                exit = exit.worse(*bad);
-                tell(&salvage::Outcome {
-                    account: source.account.clone(),
-                    stream: source.name.clone(),
-                    path: PathBuf::new(),
-                    result: Err(why.clone()),
-                })
-            }
+            Err(failure) => tell(job, &outcome(PathBuf::new(), Err(failure.to_string()))),
         };
         if left {
             exit = exit.worse(Exit::Found);

@@ -10,7 +10,9 @@ use crate::salvage::{self, Ask, Report};
 use crate::sink::Written;
 use crate::sink::archive::Format;
 use crate::sink::staged::{parent, write_synced};
-use crate::source::{SourceKind, StreamSource, text};
+use crate::source::{Role, SourceKind, StreamSource, text};
+use crate::state::{Depth, survey};
+use crate::stream::{Stream, Want};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -43,6 +45,8 @@ pub struct Options {
     pub format: Option<Format>,
     /// How hard to try.
     pub how: How,
+    /// Also deleted messages that are still on disk.
+    pub deleted: bool,
     /// How the new store is made.
     pub store: restore::Options,
 }
@@ -99,11 +103,11 @@ pub(super) fn report_of<'r>(reports: &'r Reports, source: &StreamSource) -> Opti
 }
 
 fn size(source: &StreamSource, ctx: &Context<'_>) -> u64 {
-    let want = crate::stream::Want {
+    let want = Want {
         subjects: false,
         consumers: false,
     };
-    let stream = crate::stream::Stream::open(source, &ctx.keys, want);
+    let stream = Stream::open(source, &ctx.keys, want);
     stream.blocks.iter().map(|b| b.len).sum()
 }
 
@@ -149,32 +153,27 @@ fn all(
             report_path.display()
         )));
     }
+    if options.deleted {
+        let groups = std::mem::take(&mut opened.source.groups);
+        let (gone, groups) = groups
+            .into_iter()
+            .partition::<Vec<_>, _>(|g| g.role == Role::Deleted);
+        opened.source.groups = groups;
+        opened.source.streams.extend(gone);
+    }
     let reports = mend(
         ctx,
         &mut opened,
         &options.how,
         options.store.config.as_ref(),
     );
+    let selector = ctx.selector.clone();
     let mut rows: Vec<Value> = Vec::new();
+    let mut deleted_rows: Vec<Value> = Vec::new();
     let mut text = String::new();
     let mut exit = Exit::Clean;
-    let mut tell = |o: &Outcome<'_>| {
-        let key = (o.account.clone(), o.stream.clone());
-        let none = Report::default();
-        let report = reports.get(&key).unwrap_or(&none);
-        rows.push(row(o, report));
-        lines(&mut text, o, report);
-        match &o.result {
-            Ok((written, lost)) => {
-                let residue = written
-                    .findings
-                    .iter()
-                    .any(|f| f.severity == Severity::Error);
-                !lost.is_empty() || !report.unproven.is_empty() || report.reconstructed || residue
-            }
-            Err(_) => true,
-        }
-    };
+    let none = Report::default();
+    let report = |s: &StreamSource| report_of(&reports, s).unwrap_or(&none);
     let done = match options.format {
         Some(format) => {
             let how = backup::Options {
@@ -182,23 +181,82 @@ fn all(
                 no_consumers: options.store.no_consumers,
                 salvage: Some(options.how.clone()),
             };
+            let mut tell = |source: &StreamSource, o: &Outcome<'_>| {
+                rows.push(row(o, report(source)));
+                lines(&mut text, o, report(source));
+                incomplete(o, report(source))
+            };
             backup::salvaged(ctx, &opened, dest, &how, &reports, metrics, &mut tell)?
         }
-        None => restore::salvaged(
-            ctx,
-            &opened,
-            dest,
-            &options.store,
-            &reports,
-            metrics,
-            &mut tell,
-        )?,
+        None => {
+            let found = if options.deleted {
+                find_deleted(ctx, &opened)
+            } else {
+                Vec::new()
+            };
+            let mut taken: Vec<(&str, String)> = Vec::new();
+            let mut jobs: Vec<restore::Job<'_>> = Vec::new();
+            for source in opened.streams(&selector) {
+                let was_deleted = source.role == Role::Deleted;
+                let there = |(account, name): &(&str, String)| {
+                    *account == source.account && *name == source.name
+                };
+                let rename = (was_deleted && taken.iter().any(there))
+                    .then(|| format!("{}_removed", source.name));
+                taken.push((
+                    &source.account,
+                    rename.as_ref().unwrap_or(&source.name).clone(),
+                ));
+                jobs.push(restore::Job {
+                    source,
+                    options: restore::Options {
+                        rename,
+                        ..options.store.clone()
+                    },
+                    report: report(source),
+                    deleted_from: None,
+                });
+            }
+            for d in &found {
+                let name = free_name(&taken, &d.source, d.suffix);
+                taken.push((&d.source.account, name.clone()));
+                jobs.push(restore::Job {
+                    options: restore::Options {
+                        config: Some(salvage::deleted::configuration(&name, &d.source.name)),
+                        rename: Some(name),
+                        no_consumers: true,
+                        ..options.store.clone()
+                    },
+                    source: &d.source,
+                    report: &none,
+                    deleted_from: Some(&d.source.name),
+                });
+            }
+            let mut next = found.iter();
+            let mut tell = |job: &restore::Job<'_>, o: &Outcome<'_>| {
+                if let Some(of) = job.deleted_from {
+                    let why = next.next().map(|d| &d.why);
+                    deleted_rows.push(deleted_row(o, of, why));
+                    deleted_line(&mut text, o, of, why);
+                    return false;
+                }
+                rows.push(row(o, job.report));
+                lines(&mut text, o, job.report);
+                incomplete(o, job.report)
+            };
+            restore::salvaged(ctx, &opened, dest, jobs, metrics, &mut tell)?
+        }
     };
     exit = exit.worse(done);
     if exit == Exit::Interrupted {
         return Ok(exit);
     }
-    let whole = json!({ "streams": rows });
+    let mut whole = json!({ "streams": rows });
+    if options.deleted
+        && let Some(whole) = whole.as_object_mut()
+    {
+        whole.insert("deleted".into(), deleted_rows.into());
+    }
     let mut bytes = serde_json::to_vec_pretty(&whole).map_err(std::io::Error::from)?;
     bytes.push(b'\n');
     write_synced(&report_path, &bytes)?;
@@ -209,6 +267,121 @@ fn all(
         writeln!(ctx.out, "The report is {}", report_path.display())?;
     }
     Ok(exit)
+}
+
+/// Whether something could not be brought back, or not for sure.
+fn incomplete(o: &Outcome<'_>, report: &Report) -> bool {
+    let Ok((written, lost)) = &o.result else {
+        return true;
+    };
+    let residue = written
+        .findings
+        .iter()
+        .any(|f| f.severity == Severity::Error);
+    !lost.is_empty() || !report.unproven.is_empty() || report.reconstructed || residue
+}
+
+/// Deleted messages of a stream.
+struct DeletedMessages {
+    source: StreamSource,
+    why: BTreeMap<&'static str, SeqSet>,
+    suffix: &'static str,
+}
+
+fn find_deleted(ctx: &Context<'_>, opened: &Opened) -> Vec<DeletedMessages> {
+    let mut out = Vec::new();
+    let want = Want {
+        subjects: false,
+        consumers: false,
+    };
+    for source in opened.streams(&ctx.selector) {
+        let stream = Stream::open(source, &ctx.keys, want);
+        let found = survey(&stream, &ctx.threads, Depth::default(), &|_| {});
+        let threads = &ctx.threads;
+        if let Some(d) = salvage::deleted::in_blocks(source, &stream, &found.state, threads) {
+            out.push(DeletedMessages {
+                source: d.source,
+                why: d.why,
+                suffix: "deleted",
+            });
+        }
+        if let Some(source) = salvage::deleted::purged(source, &stream) {
+            out.push(DeletedMessages {
+                source,
+                why: BTreeMap::new(),
+                suffix: "purged",
+            });
+        }
+    }
+    out
+}
+
+/// `NAME_deleted`, or with a number behind it where another stream has that name.
+fn free_name(taken: &[(&str, String)], source: &StreamSource, suffix: &str) -> String {
+    let is_free = |name: &String| {
+        !taken
+            .iter()
+            .any(|(account, other)| *account == source.account && other == name)
+    };
+    let plain = format!("{}_{suffix}", source.name);
+    if is_free(&plain) {
+        return plain;
+    }
+    (2u32..)
+        .map(|n| format!("{plain}_{n}"))
+        .find(is_free)
+        .unwrap_or(plain)
+}
+
+fn deleted_row(o: &Outcome<'_>, of: &str, why: Option<&BTreeMap<&'static str, SeqSet>>) -> Value {
+    let ranges = |set: &SeqSet| set.ranges().map(|(a, b)| json!([a, b])).collect::<Vec<_>>();
+    let why: Map<String, Value> = why
+        .into_iter()
+        .flatten()
+        .map(|(reason, set)| {
+            let row = json!({ "messages": set.len(), "sequences": ranges(set) });
+            ((*reason).to_owned(), row)
+        })
+        .collect();
+    match &o.result {
+        Ok((written, _)) => json!({
+            "account": o.account,
+            "stream": o.stream,
+            "path": text(&o.path),
+            "deleted_from": of,
+            "messages": written.messages,
+            "why": why,
+        }),
+        Err(error) => json!({
+            "account": o.account,
+            "stream": o.stream,
+            "deleted_from": of,
+            "messages": 0,
+            "error": error,
+        }),
+    }
+}
+
+fn deleted_line(
+    out: &mut String,
+    o: &Outcome<'_>,
+    of: &str,
+    why: Option<&BTreeMap<&'static str, SeqSet>>,
+) {
+    let name = render::safe(&o.stream);
+    match &o.result {
+        Ok((written, _)) => {
+            out.push_str(&format!(
+                "{name}: {} deleted from {}\n",
+                render::number_of(written.messages, "message"),
+                render::safe(of)
+            ));
+            for (reason, set) in why.into_iter().flatten() {
+                out.push_str(&format!("  {reason}: {}\n", render::count(set.len())));
+            }
+        }
+        Err(error) => out.push_str(&format!("{name}: not recovered: {error}\n")),
+    }
 }
 
 /// `DEST.report.json`.
