@@ -83,8 +83,14 @@ struct Lost {
     damaged: u64,
     /// There are damaged bytes of which nothing is known.
     more: bool,
+    /// How many messages they can have held at most, judging by the sequences around them.
+    most: Option<u64>,
+    /// They are a last record that was cut off.
+    torn: bool,
     /// Messages that come back because the records of their removal go.
     back: u64,
+    /// There may be such records in the damaged bytes.
+    more_back: bool,
 }
 
 impl Lost {
@@ -94,20 +100,32 @@ impl Lost {
 
     fn text(&self) -> String {
         let total = self.total();
-        let mut text = match (total, self.more) {
-            (0, true) => "only what is damaged there is lost".to_owned(),
-            (0, false) => "no message is lost".to_owned(),
-            (n, more) => format!(
-                "{}{} {} lost",
-                if more { "at least " } else { "" },
-                number_of(n, "message"),
-                if n == 1 { "is" } else { "are" }
-            ),
+        let are = |n| if n == 1 { "is" } else { "are" };
+        let mut text = match (total, self.more, self.most) {
+            (0, true, _) if self.torn => "only the record that was cut off is lost".to_owned(),
+            (0, true, Some(m)) if m > 0 => {
+                format!("up to {} {} lost", number_of(m, "message"), are(m))
+            }
+            (0, true, None) => "its messages are lost".to_owned(),
+            (0, ..) => "no message is lost".to_owned(),
+            (n, true, Some(m)) if m > 0 => {
+                format!(
+                    "{} to {} are lost",
+                    count(n),
+                    number_of(n.saturating_add(m), "message")
+                )
+            }
+            (n, true, None) if !self.torn => {
+                format!("at least {} {} lost", number_of(n, "message"), are(n))
+            }
+            (n, ..) => format!("{} {} lost", number_of(n, "message"), are(n)),
         };
         if self.damaged > 0 && self.intact > 0 {
             text.push_str(&format!(", {} of them damaged", count(self.damaged)));
         }
-        if self.back > 0 {
+        if self.more_back {
+            text.push_str(", and deleted ones may come back");
+        } else if self.back > 0 {
             text.push_str(&format!(
                 ", and up to {} may come back",
                 number_of(self.back, "deleted message")
@@ -117,7 +135,7 @@ impl Lost {
     }
 
     fn matters(&self) -> bool {
-        self.total() > 0 || self.back > 0
+        self.total() > 0 || self.back > 0 || self.more && !self.torn && self.most != Some(0)
     }
 }
 
@@ -151,6 +169,8 @@ struct Fate {
     /// There are messages before.
     kept_messages: bool,
     compressed: bool,
+    /// The highest sequence in it.
+    last: u64,
     lost: Lost,
 }
 
@@ -190,7 +210,10 @@ impl Fate {
         let when = "when it is first read";
         match self.cause {
             Cause::Hash | Cause::Undecodable | Cause::Unreadable | Cause::Key => None,
-            Cause::NoKey | Cause::Foreign => Some(loses(format!("empties {n}.blk {when}: {lost}"))),
+            Cause::NoKey => Some(loses(format!(
+                "makes a new {n}.key {when}, and so gives up {n}.blk: {lost}"
+            ))),
+            Cause::Foreign => Some(loses(format!("empties {n}.blk {when}: {lost}"))),
             Cause::Structure if self.at == 0 => {
                 Some(loses(format!("empties {n}.blk {when}: {lost}")))
             }
@@ -416,9 +439,12 @@ impl Start<'_> {
                 kept: 0,
                 kept_messages: false,
                 compressed: false,
+                last: 0,
                 lost: Lost {
                     damaged: msgs.unwrap_or(0),
                     more: msgs.is_none(),
+                    most: self.room(file.n, 0),
+                    more_back: self.scans,
                     ..Lost::default()
                 },
             }
@@ -456,6 +482,13 @@ impl Start<'_> {
         } else {
             cut.as_ref()?.cause
         };
+        // To see whether index.db is current a server makes a key for the last block, which it then takes for that of
+        // the block.
+        let tried = matches!(&stream.index, Index::Rejected { prior: Some(p), .. } if p.last_block == file.n);
+        let cause = match cause {
+            Cause::NoKey if tried => Cause::Foreign,
+            cause => cause,
+        };
         let whole = Cut::default();
         let cut = match cause {
             Cause::Hash | Cause::Structure => cut.unwrap_or(whole),
@@ -463,13 +496,14 @@ impl Start<'_> {
         };
         // A compressed file that is cut in the wrong place loses all it holds.
         let from = if compressed { &Cut::default() } else { &cut };
-        let lost = self.lost(file.n, loaded.bytes, &prover, entry.as_ref(), from);
+        let (lost, last) = self.lost(file.n, loaded.bytes, &prover, entry.as_ref(), from);
         Some(Fate {
             cause,
             at: cut.at,
             kept: cut.kept,
             kept_messages: cut.messages > 0,
             compressed,
+            last,
             lost,
         })
     }
@@ -482,7 +516,7 @@ impl Start<'_> {
         prover: &Prover,
         entry: Option<&BlockState>,
         cut: &Cut,
-    ) -> Lost {
+    ) -> (Lost, u64) {
         let empty = BlockState::default();
         let state = self.state.block(n).unwrap_or(&empty);
         let mut lost = Lost::default();
@@ -492,24 +526,64 @@ impl Start<'_> {
             .ok()
             .and_then(|at| bytes.get(at..))
             .unwrap_or_default();
-        let mut low = u64::MAX;
+        let (mut low, mut last) = (u64::MAX, cut.kept);
+        // Damaged records since the last that proves itself; they count if their sequences fit between.
+        let mut waiting: Vec<u64> = Vec::new();
+        let mut gap = false;
+        let mut most = Some(0u64);
+        let next = cut.kept.saturating_add(1);
         scan(rest, cut.at, prover, OnDamage::Resync, |step| match step {
-            Step::Record(r, Proof::Proven) if r.kind == Kind::Message => {
-                low = low.min(r.seq);
-                if present.insert(r.seq) && (state.is_live(r.seq) || self.group()) {
-                    lost.intact = lost.intact.saturating_add(1);
+            Step::Record(r, Proof::Proven) => {
+                if r.kind == Kind::Tombstone {
+                    removed.insert(r.seq);
+                    return;
+                }
+                let mut fit = 0u64;
+                for seq in waiting.drain(..) {
+                    fit += u64::from(seq > last && seq < r.seq && doubtful.insert(seq));
+                }
+                if std::mem::take(&mut gap) && r.seq > last {
+                    let between = r.seq.saturating_sub(last).saturating_sub(1);
+                    most = match last {
+                        0 => self.room(n, r.seq),
+                        _ => Some(between),
+                    }
+                    .map(|m| m.saturating_sub(fit))
+                    .and_then(|m| most.map(|sum| sum.saturating_add(m)));
+                }
+                last = last.max(r.seq);
+                if r.kind == Kind::Message {
+                    low = low.min(r.seq);
+                    if present.insert(r.seq) && (state.is_live(r.seq) || self.group()) {
+                        lost.intact = lost.intact.saturating_add(1);
+                    }
                 }
             }
-            Step::Record(r, Proof::Proven) if r.kind == Kind::Tombstone => {
-                removed.insert(r.seq);
+            Step::Record(r, Proof::HashMismatch) => {
+                if r.kind == Kind::Message {
+                    waiting.push(r.seq);
+                }
             }
-            Step::Record(r, Proof::HashMismatch) if r.kind == Kind::Message => {
-                doubtful.insert(r.seq);
+            Step::Gap { torn, .. } => {
+                lost.more = true;
+                lost.torn = torn;
+                gap = true;
             }
-            Step::Record(..) => {}
-            Step::Gap { .. } => lost.more = true,
         });
-        let next = cut.kept.saturating_add(1);
+        let limit = last.saturating_add(waiting.len() as u64);
+        for seq in waiting {
+            if seq > last && (last == 0 || seq <= limit) {
+                doubtful.insert(seq);
+            }
+        }
+        if gap {
+            most = self
+                .room(n, 0)
+                .map(|m| m.saturating_sub(last.saturating_sub(self.before(n).unwrap_or(0))))
+                .and_then(|m| most.map(|sum| sum.saturating_add(m)));
+        }
+        lost.most = most;
+        lost.more_back = lost.more && !lost.torn && self.scans;
         let mut known = 0;
         if let Some(e) = entry {
             // Of the messages that the index knows, those that nothing proves.
@@ -524,16 +598,18 @@ impl Start<'_> {
                 })
                 .sum();
             lost.damaged = e.live_from(next).saturating_sub(seen);
-            lost.more = false;
+            // It may be of a time before the end of the block.
+            if lost.more && (!self.scans || e.last >= last.max(limit)) && !lost.torn {
+                lost.most = Some(0);
+            }
             known = e.last;
         }
         for (from, to) in doubtful.ranges() {
             let from = from.max(next).max(known.saturating_add(1));
             if from <= to {
                 let proven = present.count_range(from, to);
-                lost.damaged = lost
-                    .damaged
-                    .saturating_add((to - from + 1).saturating_sub(proven));
+                let damaged = (to - from + 1).saturating_sub(proven);
+                lost.damaged = lost.damaged.saturating_add(damaged);
             }
         }
         if self.scans {
@@ -544,22 +620,45 @@ impl Start<'_> {
                 }
             }
         }
-        lost
+        (lost, last.max(doubtful.max().unwrap_or(0)))
+    }
+
+    /// The last sequence of the blocks before.
+    fn before(&self, n: u64) -> Option<u64> {
+        let lower = self.state.blocks.iter().filter(|b| b.n < n && b.last > 0);
+        lower.map(|b| b.last).max()
+    }
+
+    /// How many messages there can be in a block, up to the sequence `to` (0: up to those of the next block).
+    fn room(&self, n: u64, to: u64) -> Option<u64> {
+        let mut later = self.state.blocks.iter().filter(|b| b.n > n && b.msgs > 0);
+        let to = match to {
+            0 => later.next()?.first,
+            to => to,
+        };
+        to.checked_sub(self.before(n)?)?.checked_sub(1)
     }
 
     fn group(&self) -> bool {
         self.stream.role == Role::RaftGroup
     }
 
-    /// The last sequence after a scan, if that is lower than it was.
-    fn falls_back(&self) -> Option<u64> {
-        let mut last = 0;
+    /// The last sequence before and after, if it becomes lower.
+    fn falls_back(&self) -> Option<(u64, u64)> {
+        let mut after = 0;
+        let mut before = self.state.last_seq;
         for b in &self.state.blocks {
-            last = last.max(match self.fates.get(&b.n) {
-                Some(fate) if fate.at == 0 || fate.compressed => 0,
-                Some(fate) => fate.kept,
+            let fate = self
+                .fates
+                .get(&b.n)
+                .filter(|f| self.scans || f.read(b.n).is_some());
+            after = after.max(match fate {
+                Some(fate) if fate.at > 0 && !fate.compressed => fate.kept,
+                Some(_) if self.scans => 0,
+                Some(_) => b.first.saturating_sub(1),
                 None => b.last,
             });
+            before = before.max(fate.map_or(0, |f| f.last));
         }
         let background = self.stream.meta.as_ref().is_some_and(in_background);
         if let Index::Rejected {
@@ -567,9 +666,9 @@ impl Start<'_> {
         } = &self.stream.index
             && !background
         {
-            last = last.max(prior.last_seq);
+            after = after.max(prior.last_seq);
         }
-        (last < self.state.last_seq).then_some(last)
+        (after < before).then_some((before, after))
     }
 
     fn block_of(&self, f: &Finding) -> Option<u64> {
@@ -727,23 +826,27 @@ impl Start<'_> {
         let removes = self.all_of_it();
         let fate = self.fates.get(&n)?;
         let at = f.offset.unwrap_or(fate.at);
-        let main = first && (at >= fate.at || fate.compressed);
-        let mut said = if self.scans {
-            let mut said = fate.scanned(n);
-            let last = self
-                .fates
-                .last_key_value()
-                .is_some_and(|(last, _)| *last == n);
-            if let Some(back) = back.filter(|_| last) {
+        let of_record = matches!(
+            f.code,
+            Code::RecordHash | Code::RecordStructure | Code::TornTail
+        );
+        let main = first && (at >= fate.at || fate.compressed || !of_record);
+        let last = self.fates.keys().next_back() == Some(&n);
+        let falls = |mut said: OnStart| {
+            if let Some((from, to)) = back.filter(|_| last) {
                 said.text.push_str(&format!(
                     "; the last sequence falls back from {} to {}",
-                    count(self.state.last_seq),
-                    count(back)
+                    count(from),
+                    count(to)
                 ));
+                said.destroys = true;
             }
             said
+        };
+        let mut said = if self.scans {
+            falls(fate.scanned(n))
         } else if let Some(said) = fate.read(n) {
-            said
+            falls(said)
         } else {
             let lost = match fate.cause {
                 Cause::Hash => fate.lost.damaged,
@@ -780,7 +883,7 @@ impl Start<'_> {
             self.told.insert(n);
             return Some(said);
         }
-        Some(keeps(if at < fate.at {
+        Some(keeps(if at < fate.at && of_record {
             "nothing: keeps the records as they are".to_owned()
         } else {
             format!("as said of the first damage in {n}.blk")
@@ -822,7 +925,7 @@ impl Start<'_> {
             "__msgs__" => loses("removes it, with what was purged"),
             "__new_msgs__" => match self.purged_to() {
                 Some((true, _)) => loses(format!(
-                    "replaces msgs/ by it: {} in msgs/ {} lost",
+                    "replaces msgs/ by it: {} {} lost",
                     number_of(self.state.msgs, "message"),
                     if self.state.msgs == 1 { "is" } else { "are" }
                 )),
@@ -831,7 +934,7 @@ impl Start<'_> {
                         keys.iter().filter_map(|n| self.state.block(*n)).collect();
                     let msgs = blocks.iter().map(|b| b.msgs).sum();
                     loses(format!(
-                        "removes it, and the {} whose keys are in it: {} lost",
+                        "removes it, and the {} whose keys are in it: {} are lost",
                         number_of(blocks.len() as u64, "block"),
                         number_of(msgs, "message")
                     ))
@@ -868,7 +971,7 @@ impl Start<'_> {
                 ))
             }
             Some(n) if self.in_messages(f) && self.scans => loses(format!(
-                "takes it for {n}.blk, reads that twice and counts its messages twice"
+                "takes it for {n}.blk and counts that block's messages twice, so that limits may remove others"
             )),
             _ => keeps(NOTHING),
         }
@@ -900,7 +1003,12 @@ impl Start<'_> {
                 keeps("nothing: ignores what follows the state")
             }
             (Code::ConsumerState, _) => {
-                let mut said = but(skips(), "2.14.5 and earlier remove its directory");
+                let removed = if interest {
+                    "2.14.5 and earlier remove its directory, and the messages kept for it"
+                } else {
+                    "2.14.5 and earlier remove its directory"
+                };
+                let mut said = but(skips(), removed);
                 said.destroys = true;
                 said
             }
