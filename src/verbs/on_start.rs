@@ -87,6 +87,8 @@ struct Lost {
     most: Option<u64>,
     /// They are a last record that was cut off.
     torn: bool,
+    /// Nothing of the block stays.
+    all: bool,
     /// Messages that come back because the records of their removal go.
     back: u64,
     /// There may be such records in the damaged bytes.
@@ -98,7 +100,8 @@ impl Lost {
         self.intact.saturating_add(self.damaged)
     }
 
-    fn text(&self) -> String {
+    /// After a scan tombstones that went are forgotten; an index knows what they said.
+    fn text(&self, scanned: bool) -> String {
         let total = self.total();
         let are = |n| if n == 1 { "is" } else { "are" };
         let mut text = match (total, self.more, self.most) {
@@ -106,7 +109,8 @@ impl Lost {
             (0, true, Some(m)) if m > 0 => {
                 format!("up to {} {} lost", number_of(m, "message"), are(m))
             }
-            (0, true, None) => "its messages are lost".to_owned(),
+            (0, true, None) if self.all => "its messages are lost".to_owned(),
+            (0, true, None) => "only what is damaged there is lost".to_owned(),
             (0, ..) => "no message is lost".to_owned(),
             (n, true, Some(m)) if m > 0 => {
                 format!(
@@ -122,6 +126,9 @@ impl Lost {
         };
         if self.damaged > 0 && self.intact > 0 {
             text.push_str(&format!(", {} of them damaged", count(self.damaged)));
+        }
+        if !scanned {
+            return text;
         }
         if self.more_back {
             text.push_str(", and deleted ones may come back");
@@ -186,7 +193,7 @@ impl Fate {
 
     /// What a scan does to it, unless it is fatal.
     fn scanned(&self, n: u64) -> OnStart {
-        let lost = self.lost.text();
+        let lost = self.lost.text(true);
         let said = if self.cause == Cause::Key || self.at == 0 || self.cause == Cause::Foreign {
             format!("deletes {n}.blk: {lost}")
         } else if self.compressed {
@@ -206,7 +213,7 @@ impl Fate {
 
     /// What a server does to it at the first read, if it does not scan at the start.
     fn read(&self, n: u64) -> Option<OnStart> {
-        let lost = self.lost.text();
+        let lost = self.lost.text(false);
         let when = "when it is first read";
         match self.cause {
             Cause::Hash | Cause::Undecodable | Cause::Unreadable | Cause::Key => None,
@@ -444,7 +451,8 @@ impl Start<'_> {
                     damaged: msgs.unwrap_or(0),
                     more: msgs.is_none(),
                     most: self.room(file.n, 0),
-                    more_back: self.scans,
+                    all: true,
+                    more_back: true,
                     ..Lost::default()
                 },
             }
@@ -566,7 +574,7 @@ impl Start<'_> {
             }
             Step::Gap { torn, .. } => {
                 lost.more = true;
-                lost.torn = torn;
+                lost.torn = torn && cut.at > 0;
                 gap = true;
             }
         });
@@ -583,7 +591,8 @@ impl Start<'_> {
                 .and_then(|m| most.map(|sum| sum.saturating_add(m)));
         }
         lost.most = most;
-        lost.more_back = lost.more && !lost.torn && self.scans;
+        lost.all = cut.at == 0;
+        lost.more_back = lost.more && !lost.torn;
         let mut known = 0;
         if let Some(e) = entry {
             // Of the messages that the index knows, those that nothing proves.
@@ -612,12 +621,9 @@ impl Start<'_> {
                 lost.damaged = lost.damaged.saturating_add(damaged);
             }
         }
-        if self.scans {
-            for seq in removed.iter() {
-                if cut.seen.contains(seq) && !cut.removed.contains(seq) || seq < cut.first.min(low)
-                {
-                    lost.back = lost.back.saturating_add(1);
-                }
+        for seq in removed.iter() {
+            if cut.seen.contains(seq) && !cut.removed.contains(seq) || seq < cut.first.min(low) {
+                lost.back = lost.back.saturating_add(1);
             }
         }
         (lost, last.max(doubtful.max().unwrap_or(0)))
@@ -644,17 +650,17 @@ impl Start<'_> {
     }
 
     /// The last sequence before and after, if it becomes lower.
-    fn falls_back(&self) -> Option<(u64, u64)> {
+    fn falls_back(&self, scanned: bool) -> Option<(u64, u64)> {
         let mut after = 0;
         let mut before = self.state.last_seq;
         for b in &self.state.blocks {
             let fate = self
                 .fates
                 .get(&b.n)
-                .filter(|f| self.scans || f.read(b.n).is_some());
+                .filter(|f| scanned || f.read(b.n).is_some());
             after = after.max(match fate {
                 Some(fate) if fate.at > 0 && !fate.compressed => fate.kept,
-                Some(_) if self.scans => 0,
+                Some(_) if scanned => 0,
                 Some(_) => b.first.saturating_sub(1),
                 None => b.last,
             });
@@ -746,6 +752,9 @@ impl Start<'_> {
             Code::BlockMissing => Some(keeps(
                 "nothing more is lost: scans the blocks that are there",
             )),
+            Code::MessagesMissing if !self.fates.is_empty() => {
+                Some(keeps("as said of the damaged blocks"))
+            }
             Code::MessagesMissing => Some(keeps("nothing more is lost: they are gone already")),
             Code::IndexDisagrees => Some(keeps("nothing: believes index.db")),
             Code::RecordOrder | Code::BlockOverlap | Code::RecordFields => {
@@ -822,7 +831,7 @@ impl Start<'_> {
 
     fn of_block(&mut self, n: u64, f: &Finding) -> Option<OnStart> {
         let first = !self.told.contains(&n);
-        let back = self.falls_back();
+        let (scanned, read) = (self.falls_back(true), self.falls_back(false));
         let removes = self.all_of_it();
         let fate = self.fates.get(&n)?;
         let at = f.offset.unwrap_or(fate.at);
@@ -832,7 +841,7 @@ impl Start<'_> {
         );
         let main = first && (at >= fate.at || fate.compressed || !of_record);
         let last = self.fates.keys().next_back() == Some(&n);
-        let falls = |mut said: OnStart| {
+        let falls = |mut said: OnStart, back: Option<(u64, u64)>| {
             if let Some((from, to)) = back.filter(|_| last) {
                 said.text.push_str(&format!(
                     "; the last sequence falls back from {} to {}",
@@ -844,9 +853,9 @@ impl Start<'_> {
             said
         };
         let mut said = if self.scans {
-            falls(fate.scanned(n))
+            falls(fate.scanned(n), scanned)
         } else if let Some(said) = fate.read(n) {
-            falls(said)
+            falls(said, read)
         } else {
             let lost = match fate.cause {
                 Cause::Hash => fate.lost.damaged,
@@ -855,7 +864,7 @@ impl Start<'_> {
             let then = if fate.fatal() {
                 loses(removes)
             } else {
-                fate.scanned(n)
+                falls(fate.scanned(n), scanned)
             };
             OnStart {
                 text: format!(
