@@ -255,6 +255,8 @@ struct Start<'a> {
     scans: bool,
     whole: Whole,
     fates: BTreeMap<u64, Fate>,
+    /// The last sequence before and after, where it becomes lower: by a scan, and by reading.
+    falls: [Option<(u64, u64)>; 2],
     /// Blocks of which the main thing has been said.
     told: BTreeSet<u64>,
 }
@@ -273,6 +275,7 @@ pub fn tell(stream: &Stream, state: &StreamState, findings: &mut Vec<Finding>) {
         scans: !matches!(stream.index, Index::Valid(_)),
         whole: Whole::Loaded,
         fates: BTreeMap::new(),
+        falls: [None, None],
         told: BTreeSet::new(),
     };
     start.large_records(findings);
@@ -357,19 +360,28 @@ impl Start<'_> {
         if !matches!(self.whole, Whole::Loaded) || self.stream.role == Role::Deleted {
             return;
         }
-        let mut places: BTreeSet<&str> = BTreeSet::new();
+        let (mut places, mut plain) = (BTreeSet::new(), BTreeSet::new());
         for f in findings.iter().filter(|f| is_damage(f.code)) {
-            places.extend(f.file.as_deref());
+            match f.code {
+                // Plaintext without a key is encrypted, if nothing else is wrong.
+                Code::Plaintext => plain.extend(f.file.as_deref()),
+                _ => places.extend(f.file.as_deref()),
+            }
         }
         let stream = self.stream;
         let mut scratch = Scratch::default();
         for file in &stream.blocks {
             let key = stream.place(&stream.msgs_dir().join(format!("{}.key", file.n)));
-            if places.contains(&*stream.block_place(file.n)) || places.contains(&*key) {
+            let place = stream.block_place(file.n);
+            if places.contains(&*place)
+                || places.contains(&*key)
+                || file.key && plain.contains(&*place)
+            {
                 let fate = self.fate(file, &mut scratch);
                 self.fates.extend(fate.map(|f| (file.n, f)));
             }
         }
+        self.falls = [self.falls_back(true), self.falls_back(false)];
         if !self.scans || stream.role != Role::Stream {
             return;
         }
@@ -537,7 +549,7 @@ impl Start<'_> {
         let (mut low, mut last) = (u64::MAX, cut.kept);
         // Damaged records since the last that proves itself; they count if their sequences fit between.
         let mut waiting: Vec<u64> = Vec::new();
-        let mut gap = false;
+        let (mut gap, mut zeros) = (false, true);
         let mut most = Some(0u64);
         let next = cut.kept.saturating_add(1);
         scan(rest, cut.at, prover, OnDamage::Resync, |step| match step {
@@ -572,8 +584,9 @@ impl Start<'_> {
                     waiting.push(r.seq);
                 }
             }
-            Step::Gap { torn, .. } => {
+            Step::Gap { from, to, torn } => {
                 lost.more = true;
+                zeros &= is_zero(bytes, from, to);
                 lost.torn = torn && cut.at > 0;
                 gap = true;
             }
@@ -592,7 +605,7 @@ impl Start<'_> {
         }
         lost.most = most;
         lost.all = cut.at == 0;
-        lost.more_back = lost.more && !lost.torn;
+        lost.more_back = lost.more && !lost.torn && (!zeros || lost.all);
         let mut known = 0;
         if let Some(e) = entry {
             // Of the messages that the index knows, those that nothing proves.
@@ -831,7 +844,7 @@ impl Start<'_> {
 
     fn of_block(&mut self, n: u64, f: &Finding) -> Option<OnStart> {
         let first = !self.told.contains(&n);
-        let (scanned, read) = (self.falls_back(true), self.falls_back(false));
+        let [scanned, read] = self.falls;
         let removes = self.all_of_it();
         let fate = self.fates.get(&n)?;
         let at = f.offset.unwrap_or(fate.at);
@@ -880,13 +893,10 @@ impl Start<'_> {
             }
         };
         if !self.scans && self.stops_servers(n, fate) {
-            said = but(
-                loses(format!(
-                    "stops 2.15.0 to 2.15.2 at each start; other releases: {}",
-                    said.text
-                )),
-                "see thw.db and sched.db",
-            );
+            said = loses(format!(
+                "2.15.0 to 2.15.2 end at each start, because thw.db or sched.db is missing or old; other releases: {}",
+                said.text
+            ));
         }
         if main {
             self.told.insert(n);
@@ -1071,25 +1081,22 @@ impl Start<'_> {
                 if self.scans && fate.fatal() {
                     return Some(refused());
                 }
-                // All that follows goes, in later blocks, too.
-                let later: u64 = self
-                    .state
-                    .blocks
-                    .iter()
-                    .filter(|b| b.n > n)
-                    .map(|b| b.msgs)
-                    .sum();
-                let lost = fate.lost.total().saturating_add(later);
-                let text = format!(
-                    "cuts the log at entry {} and fetches what follows from the other nodes: {} lost here",
-                    count(fate.kept.saturating_add(1)),
-                    number_of(lost, "entry").replace("entrys", "entries")
-                );
-                if self.told.insert(n) {
-                    loses(text)
-                } else {
-                    keeps("goes with the cut before it")
+                if !self.told.insert(n) {
+                    return Some(keeps("goes with the cut before it"));
                 }
+                // All that follows goes, in later blocks, too.
+                let later = self.state.blocks.iter().filter(|b| b.n > n);
+                let later: u64 = later.map(|b| b.msgs).sum();
+                let lost = fate.lost.total().saturating_add(later);
+                if lost == 0 {
+                    return Some(keeps("cuts the log there: no entry is lost"));
+                }
+                loses(format!(
+                    "cuts the log at entry {} and fetches what follows from the other nodes: {} {} lost here",
+                    count(fate.kept.saturating_add(1)),
+                    count(lost),
+                    if lost == 1 { "entry is" } else { "entries are" }
+                ))
             }
         })
     }
@@ -1212,6 +1219,13 @@ impl Cut {
         }
         Some(cut)
     }
+}
+
+/// What a file system leaves where a write did not come to an end.
+fn is_zero(bytes: &[u8], from: u64, to: u64) -> bool {
+    let at = |n| usize::try_from(n).unwrap_or(usize::MAX);
+    let range = bytes.get(at(from)..at(to));
+    range.is_some_and(|r| r.iter().all(|b| *b == 0))
 }
 
 /// A record whose lengths a server accepts.

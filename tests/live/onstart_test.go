@@ -2,14 +2,16 @@ package live
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -259,6 +261,11 @@ func tryStart(t *testing.T, h *harmed, v Version, said []string) {
 		t.Errorf("the stream is gone: %v", err)
 		return
 	}
+	consumersChanged := slices.ContainsFunc(changed, func(s string) bool { return strings.HasPrefix(s, "obs/") })
+	removes := strings.Contains(all, "2.14.5 and earlier remove its directory") && v == "2.14.5"
+	if consumersChanged != removes {
+		t.Errorf("changed: %q", changed)
+	}
 	// At least and at most so many messages remain.
 	low, high := int(h.messages), int(h.messages)
 	last := h.last
@@ -365,7 +372,7 @@ func TestOnStart(t *testing.T) {
 					said = append(said, f.OnStart)
 				}
 			}
-			if !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, c.want) }) {
+			if c.want != "" && !slices.ContainsFunc(said, func(s string) bool { return strings.Contains(s, c.want) }) {
 				t.Errorf("nobody says %q", c.want)
 			}
 			for _, v := range []Version{"2.14.5", "2.15.2"} {
@@ -390,7 +397,77 @@ func TestOnStart(t *testing.T) {
 	}
 }
 
-var _ = maps.Keys[map[string]string]
+// TestOnStartEnds: the releases that are said to end at the start do.
+func TestOnStartEnds(t *testing.T) {
+	if !HaveJetsam(t) {
+		t.Skip("no jetsam")
+	}
+	for stream, side := range map[string]string{"TTL": "thw.db", "SCHED": "sched.db"} {
+		f := OpenFixture(t, "2.15.2-new")
+		h := &harmed{t: t, f: f, store: filepath.Join(t.TempDir(), "store"), stream: stream}
+		CopyTree(t, f.Store(), h.store)
+		h.dir = filepath.Join(h.store, "jetstream/$G/streams", stream)
+		h.msgs = filepath.Join(h.dir, "msgs")
+		h.flip(h.block(1), payload(h.message(1, 0)))
+		for _, ends := range []bool{false, true} {
+			said := onStart(t, h)[0].OnStart
+			if strings.HasPrefix(said, "2.15.0 to 2.15.2 end at each start") != ends {
+				t.Errorf("%s: %q", stream, said)
+			}
+			conf := filepath.Join(t.TempDir(), "conf")
+			store := filepath.Join(t.TempDir(), "store")
+			CopyTree(t, h.store, store)
+			must(t, os.WriteFile(conf, []byte(fmt.Sprintf("listen: \"127.0.0.1:-1\"\njetstream { store_dir: %q }\n", store)), 0o600))
+			ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+			out, err := exec.CommandContext(ctx, ServerBinary(t, "2.15.2"), "-c", conf).CombinedOutput()
+			cancel()
+			var exit *exec.ExitError
+			if ended := errors.As(err, &exit) && exit.ExitCode() == 2; ended != ends {
+				t.Errorf("%s: %v\n%s", stream, err, out)
+			}
+			if !ends {
+				h.remove("msgs/" + side)
+			}
+		}
+	}
+}
+
+// TestOnStartAround: what lies around the streams.
+func TestOnStartAround(t *testing.T) {
+	if !HaveJetsam(t) {
+		t.Skip("no jetsam")
+	}
+	for _, v := range []Version{"2.14.5", "2.15.2"} {
+		f := OpenFixture(t, "2.14.5-basic")
+		store := filepath.Join(t.TempDir(), "store")
+		CopyTree(t, f.Store(), store)
+		js := filepath.Join(store, "jetstream")
+		for _, name := range []string{".snap-staging/x", "$G/__snapshots__/x", "$G/streams/.GONE/msgs/1.blk", "$G/strange", "$G/streams/strange"} {
+			must(t, os.MkdirAll(filepath.Dir(filepath.Join(js, name)), 0o755))
+			must(t, os.WriteFile(filepath.Join(js, name), []byte("x"), 0o600))
+		}
+		ran := Jetsam(t, "", "check", "--json", store)
+		var got struct{ Findings []startFinding }
+		must(t, json.Unmarshal(ran.Stdout, &got))
+		s := StartServer(t, v, store, Options{})
+		time.Sleep(300 * time.Millisecond) // it removes in the background
+		s.Kill()
+		n := 0
+		for _, f := range got.Findings {
+			_, err := os.Stat(filepath.Join(store, f.File))
+			removes := strings.HasPrefix(f.OnStart, "removes")
+			if f.OnStart == "" || removes != os.IsNotExist(err) {
+				t.Errorf("%s: %s: %q, but %v", v, f.File, f.OnStart, err)
+			}
+			if removes {
+				n++
+			}
+		}
+		if n < 3 {
+			t.Errorf("%d removed: %+v", n, got.Findings)
+		}
+	}
+}
 
 var harms = []harm{
 	{"hash-middle", "2.14.5-basic", "BLOCKS", "removed", func(h *harmed) { h.flip(h.block(2), payload(h.message(2, 40))) }, "truncates 2.blk"},
@@ -517,12 +594,33 @@ var harms = []harm{
 		h.write("msgs/2.new", "x")
 		h.write("msgs/strange", "x")
 	}, "removes it"},
+	{"batches", "2.15.2-new", "BATCH", "kept", func(h *harmed) { h.write("batches/0123/msgs/1.blk", "") }, "removes it; if"},
+	{"large-record", "2.14.5-basic", "ORDERS", "removed", func(h *harmed) { h.append(2, 301, "orders.large", 33<<20) }, "deletes 2.blk: 1 message is lost; the last sequence falls back from 301 to 300"},
+	{"no-large-record", "2.14.5-basic", "ORDERS", "removed", func(h *harmed) { h.append(2, 301, "orders.large", 31<<20) }, ""},
 	{"new-msgs", "2.14.5-basic", "BLOCKS", "kept", func(h *harmed) { h.write("__new_msgs__/9.blk", "") }, "replaces msgs/"},
 	{"new-msgs-keys", "2.14.5-basic", "BLOCKS", "removed", func(h *harmed) { h.write("__new_msgs__/2.key", "") }, "the 1 block whose keys"},
 	{"odd-double", "2.14.5-basic", "BLOCKS", "removed", func(h *harmed) { h.write("msgs/2.blk.copy.blk", "") }, "twice"},
 	{"odd-directory", "2.14.5-basic", "BLOCKS", "removed", func(h *harmed) { must(h.t, os.Mkdir(filepath.Join(h.msgs, "9.blk"), 0o755)) }, "removes the stream's directory"},
 	{"odd-directory-indexed", "2.14.5-basic", "BLOCKS", "kept", func(h *harmed) { must(h.t, os.Mkdir(filepath.Join(h.msgs, "2x.blk"), 0o755)) }, "nothing"},
 	{"dangling-link", "2.14.5-basic", "BLOCKS", "removed", func(h *harmed) { must(h.t, os.Symlink("nowhere", filepath.Join(h.msgs, "9.blk"))) }, "where that cannot be read"},
+}
+
+// append writes a block with one message.
+func (h *harmed) append(n int, seq uint64, subject string, size int) {
+	r := make([]byte, 22, 22+len(subject)+size+8)
+	le := binary.LittleEndian
+	le.PutUint32(r, uint32(cap(r)))
+	le.PutUint64(r[4:], seq)
+	le.PutUint64(r[12:], uint64(time.Now().UnixNano()))
+	le.PutUint16(r[20:], uint16(len(subject)))
+	r = append(append(r, subject...), make([]byte, size)...)
+	key := sha256.Sum256(fmt.Appendf(nil, "%s-%d", h.stream, n))
+	hh, err := highwayhash.New64(key[:])
+	must(h.t, err)
+	hh.Write(r[4:20])
+	hh.Write(r[22:])
+	must(h.t, os.WriteFile(h.block(n), hh.Sum(r), 0o600))
+	h.messages, h.last = h.messages+1, seq
 }
 
 // plain puts the plaintext of a block in its place.
