@@ -171,12 +171,7 @@ fn tombstones_and_the_last_sequence_go_too() {
         .filter(gone)
         .filter(|r| before.contains(&&r["seq"]))
         .count();
-    let last = records
-        .iter()
-        .filter(|r| r["kind"] == "message")
-        .next_back()
-        .unwrap()["seq"]
-        .clone();
+    let last = records.iter().rfind(|r| r["kind"] == "message").unwrap()["seq"].clone();
     let at = h.flip(1, i);
     let lost = h.live(&records[i]["seq"], &last);
     assert!(back > 0 && lost > 1);

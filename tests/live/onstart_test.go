@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -21,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/minio/highwayhash"
 )
 
@@ -322,7 +324,7 @@ func tryStart(t *testing.T, h *harmed, v Version, said []string) {
 		}
 	}
 	now := int(info.State.Messages)
-	if strings.Contains(all, "makes a new") {
+	if strings.Contains(all, "makes a new") || strings.Contains(all, "in the wrong place when") {
 		now = int(readable)
 	}
 	if strings.Contains(all, "twice") {
@@ -541,6 +543,22 @@ var harms = []harm{
 	{"s2-flipped", "2.14.5-compress", "S2", "removed", func(h *harmed) { h.flip(h.block(2), 200) }, "removes the stream's directory"},
 	{"s2-flipped-indexed", "2.14.5-compress", "S2", "kept", func(h *harmed) { h.flip(h.block(2), 200) }, "without it removes the stream's directory"},
 	{"s2-aes-flipped", "2.14.5-chacha-compress", "S2", "removed", func(h *harmed) { h.flip(h.block(2), 200) }, "removes the stream's directory"},
+	{"s2-hash-inside", "2.14.5-compress", "S2", "removed", func(h *harmed) {
+		at := payload(h.message(2, 40))
+		h.inside(2, func(b []byte) { b[at] ^= 1 })
+	}, "removes the stream's directory"},
+	{"s2-hash-inside-indexed", "2.14.5-compress", "S2", "kept", func(h *harmed) {
+		at := payload(h.message(2, 40))
+		h.inside(2, func(b []byte) { b[at] ^= 1 })
+	}, "1 message cannot be read; without it removes the stream's directory"},
+	{"s2-first-inside", "2.14.5-compress", "S2", "removed", func(h *harmed) {
+		at := payload(h.message(2, 0))
+		h.inside(2, func(b []byte) { b[at] ^= 1 })
+	}, "deletes 2.blk"},
+	{"s2-length-inside-indexed", "2.14.5-compress", "S2", "kept", func(h *harmed) {
+		at := h.message(2, 40).Offset + 2
+		h.inside(2, func(b []byte) { b[at] ^= 0x10 })
+	}, "cuts 2.blk in the wrong place when it is first read"},
 	{"s2-headerless", "2.14.5-compress", "S2", "removed", func(h *harmed) { h.headless(2) }, "deletes 2.blk"},
 	{"s2-headerless-indexed", "2.14.5-compress", "S2", "kept", func(h *harmed) { h.headless(2) }, "empties 2.blk"},
 	{"s2-last-hash", "2.14.5-compress", "S2", "removed", func(h *harmed) { h.flip(h.block(2), -3) }, "removes the stream's directory"},
@@ -630,6 +648,23 @@ func (h *harmed) plain(n int) {
 	b, err := os.ReadFile(filepath.Join(plain, "jetstream/$G/streams", h.stream, "msgs", strconv.Itoa(n)+".blk"))
 	must(h.t, err)
 	must(h.t, os.WriteFile(h.block(n), b, 0o600))
+}
+
+// inside changes the records of a compressed block.
+func (h *harmed) inside(n int, change func([]byte)) {
+	h.edit(h.block(n), func(b []byte) []byte {
+		start := bytes.Index(b, []byte("\xff\x06\x00\x00S2sTwO"))
+		end := len(b) - 8
+		raw, err := io.ReadAll(s2.NewReader(bytes.NewReader(b[start:end])))
+		must(h.t, err)
+		change(raw)
+		var packed bytes.Buffer
+		w := s2.NewWriter(&packed)
+		_, err = w.Write(raw)
+		must(h.t, err)
+		must(h.t, w.Close())
+		return slices.Concat(b[:start], packed.Bytes(), b[end:])
+	})
 }
 
 // headless takes the header off a compressed block.
