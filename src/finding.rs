@@ -115,6 +115,8 @@ codes! {
     BlockMissing = "block_missing", Error, "messages of this block are gone from this directory; look for another copy or a backup";
     /// Messages that the state claims and that no block holds.
     MessagesMissing = "messages_missing", Error, "messages are gone from this source; look for another copy or a backup";
+    /// A record that servers take for damage because of its length alone.
+    RecordLarge = "record_large", Warning, "servers take it for damage: copy the store before a start, and keep this message elsewhere";
     /// A block that belongs to another number or stream.
     BlockForeign = "block_foreign", Error, "the block was renamed or copied from elsewhere: give it its own name back (see detail)";
 
@@ -201,6 +203,21 @@ impl Serialize for Code {
     }
 }
 
+/// What the start of a server on this store would do to what was found. In JSON it is its text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OnStart {
+    /// In words.
+    pub text: String,
+    /// Something that can be read now is lost by it.
+    pub destroys: bool,
+}
+
+impl Serialize for OnStart {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
 /// Something found, and where. Absent fields are left out of the JSON form.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
@@ -226,6 +243,9 @@ pub struct Finding {
     /// Stream sequence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seq: Option<u64>,
+    /// What a server's start would do to it; only in stores, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_start: Option<OnStart>,
     /// What was found, in words.
     pub detail: String,
     /// What the user can do.
@@ -244,6 +264,7 @@ impl Finding {
             file: None,
             offset: None,
             seq: None,
+            on_start: None,
             detail: detail.into(),
             action: code.action().to_owned(),
         }

@@ -2,7 +2,7 @@
 
 use super::metrics::Metrics;
 use super::restorable::{self, Contents};
-use super::{Context, Exit, Failure, concerns, exit_for, render};
+use super::{Context, Exit, Failure, concerns, exit_for, on_start, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
@@ -113,6 +113,7 @@ pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
             .iter()
             .filter(|f| concerns(&ctx.selector, f))
             .cloned()
+            .map(on_start::around)
             .collect(),
         ..Report::default()
     };
@@ -154,8 +155,8 @@ fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
         findings,
         totals,
     } = found;
-    report.findings.extend(stream.findings.iter().cloned());
-    report.findings.extend(findings);
+    let mut all = stream.findings.clone();
+    all.extend(findings);
     let mut extra = Vec::new();
     config(&stream, &mut extra);
     consumers(&stream, &state, &mut extra);
@@ -168,15 +169,17 @@ fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
         let contents = Contents {
             state: &state,
             largest: totals.largest,
-            damaged: damaged_records(&report.findings, &stream),
+            damaged: damaged_records(&all, &stream),
         };
         restorable::check(&stream, source.backup.as_ref(), &contents, &mut extra);
     }
-    report.findings.extend(
+    all.extend(
         extra
             .into_iter()
             .map(|f| f.stream(&stream.account, &stream.name)),
     );
+    on_start::tell(&stream, &state, &mut all);
+    report.findings.append(&mut all);
     let s = &mut report.summary;
     s.consumers += stream.consumers.len() as u64;
     s.blocks += totals.blocks;
@@ -446,6 +449,9 @@ fn human(ctx: &mut Context<'_>, report: &Report, started: Instant) -> Result<(),
             f.code.as_str()
         )?;
         writeln!(ctx.out, "    {}", render::safe(&f.detail))?;
+        if let Some(start) = f.on_start.as_ref().filter(|s| s.destroys) {
+            writeln!(ctx.out, "    on start: {}", render::safe(&start.text))?;
+        }
         writeln!(ctx.out, "    → {}", f.action)?;
     }
     let s = &report.summary;

@@ -9,6 +9,7 @@ pub mod info;
 pub mod inspect;
 pub mod ls;
 pub mod metrics;
+pub mod on_start;
 pub mod refusal;
 pub mod render;
 mod restorable;
