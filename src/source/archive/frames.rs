@@ -854,7 +854,8 @@ impl Frames {
         let (mut found, mut bytes) = (Vec::new(), Vec::new());
         while let Some(frame) = walker.data()? {
             bytes.resize(frame.decoded as usize, 0);
-            if self.decode(&frame, &mut bytes).is_some() {
+            // Of a hole, the header at least is wrong.
+            if frame.hole || self.decode(&frame, &mut bytes).is_some() {
                 found.push(frame.at);
             }
         }
