@@ -246,6 +246,9 @@ pub struct Finding {
     /// What a server's start would do to it; only in stores, where it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_start: Option<OnStart>,
+    /// Whether `jetsam salvage` puts it right (errors in streams).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repairable: Option<bool>,
     /// What was found, in words.
     pub detail: String,
     /// What the user can do.
@@ -265,6 +268,7 @@ impl Finding {
             offset: None,
             seq: None,
             on_start: None,
+            repairable: None,
             detail: detail.into(),
             action: code.action().to_owned(),
         }

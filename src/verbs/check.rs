@@ -2,18 +2,22 @@
 
 use super::metrics::Metrics;
 use super::restorable::{self, Contents};
+use super::salvage::{How, mend_one};
 use super::{Context, Exit, Failure, concerns, exit_for, on_start, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
 use crate::source::{Role, Source, StreamSource};
 use crate::state::consumers::position;
-use crate::state::{Depth, StreamState, Survey, survey};
+use crate::state::{Depth, StreamState, Survey, Totals, survey};
 use crate::stream::{INDEX_FILE, Index, Stream, Want};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
+
+/// Seconds of search for each damaged file, to tell whether it can be mended: `salvage` takes more.
+const SEARCH_SECONDS: u64 = 2;
 
 /// What was checked.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -120,15 +124,58 @@ pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
     let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);
     for s in source.streams.iter().filter(selected) {
         report.summary.streams += 1;
-        stream(ctx, s, &mut report);
+        stream(ctx, source, s, &mut report);
     }
     for s in source.groups.iter().filter(selected) {
-        stream(ctx, s, &mut report);
+        stream(ctx, source, s, &mut report);
     }
     report
 }
 
-fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
+fn stream(ctx: &Context<'_>, whole: &Source, source: &StreamSource, report: &mut Report) {
+    let (stream, state, totals, mut all) = examine(ctx, source);
+    on_start::tell(&stream, &state, &mut all);
+    let damaged = all.iter().any(|f| f.severity == Severity::Error);
+    if damaged && stream.role == Role::Stream && !stream.locked {
+        repairable(ctx, whole, source, &mut all);
+    }
+    report.findings.append(&mut all);
+    let s = &mut report.summary;
+    s.consumers += stream.consumers.len() as u64;
+    s.blocks += totals.blocks;
+    s.records += totals.records;
+    s.bytes += totals.file_bytes;
+    if stream.role == Role::Stream {
+        s.messages += state.msgs;
+    }
+}
+
+/// Says of each error whether `salvage` puts it right: whether it is still there once it has.
+fn repairable(ctx: &Context<'_>, whole: &Source, source: &StreamSource, found: &mut [Finding]) {
+    let how = How {
+        seconds: SEARCH_SECONDS,
+        unproven: false,
+    };
+    let names: Vec<String> = whole.streams.iter().map(|s| s.name.clone()).collect();
+    let mended = mend_one(ctx, whole, source, &how, None, &names);
+    let (_, _, _, left) = examine(ctx, &mended.source);
+    let is_left = |f: &Finding| {
+        left.iter()
+            .any(|l| (l.code, &l.file, l.offset, l.seq) == (f.code, &f.file, f.offset, f.seq))
+    };
+    for f in found.iter_mut().filter(|f| f.severity == Severity::Error) {
+        // What stands in for a lost configuration is not the one that was lost.
+        let replaced =
+            mended.report.reconstructed && matches!(f.code, Code::MetaMissing | Code::MetaInvalid);
+        f.repairable = Some(!replaced && !is_left(f));
+    }
+}
+
+/// Reads and proves a stream.
+fn examine(
+    ctx: &Context<'_>,
+    source: &StreamSource,
+) -> (Stream, StreamState, Totals, Vec<Finding>) {
     let stream = Stream::open(
         source,
         &ctx.keys,
@@ -178,16 +225,7 @@ fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
             .into_iter()
             .map(|f| f.stream(&stream.account, &stream.name)),
     );
-    on_start::tell(&stream, &state, &mut all);
-    report.findings.append(&mut all);
-    let s = &mut report.summary;
-    s.consumers += stream.consumers.len() as u64;
-    s.blocks += totals.blocks;
-    s.records += totals.records;
-    s.bytes += totals.file_bytes;
-    if stream.role == Role::Stream {
-        s.messages += state.msgs;
-    }
+    (stream, state, totals, all)
 }
 
 /// Whether a record of the stream does not prove itself.
@@ -451,6 +489,9 @@ fn human(ctx: &mut Context<'_>, report: &Report, started: Instant) -> Result<(),
         writeln!(ctx.out, "    {}", render::safe(&f.detail))?;
         if let Some(start) = f.on_start.as_ref().filter(|s| s.destroys) {
             writeln!(ctx.out, "    on start: {}", render::safe(&start.text))?;
+        }
+        if f.repairable == Some(true) {
+            writeln!(ctx.out, "    salvage: puts it right")?;
         }
         writeln!(ctx.out, "    → {}", f.action)?;
     }

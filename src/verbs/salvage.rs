@@ -6,11 +6,11 @@ use super::refusal::Refusal;
 use super::{Context, Exit, Failure, Opened, backup, render, restore};
 use crate::finding::Severity;
 use crate::format::seqset::SeqSet;
-use crate::salvage::{self, Ask, Report};
+use crate::salvage::{self, Ask, Mended, Report};
 use crate::sink::Written;
 use crate::sink::archive::Format;
 use crate::sink::staged::{parent, write_synced};
-use crate::source::{Role, SourceKind, StreamSource, text};
+use crate::source::{Role, Source, SourceKind, StreamSource, text};
 use crate::state::{Depth, survey};
 use crate::stream::{Stream, Want};
 use serde_json::{Map, Value, json};
@@ -61,40 +61,53 @@ pub fn mend(
     how: &How,
     config: Option<&Map<String, Value>>,
 ) -> Reports {
-    let names: Vec<String> = opened
-        .source
-        .streams
-        .iter()
-        .map(|s| s.name.clone())
-        .collect();
+    let whole = &opened.source;
+    let names: Vec<String> = whole.streams.iter().map(|s| s.name.clone()).collect();
     let mut reports = Reports::new();
-    for s in &mut opened.source.streams {
+    let mut mended: Vec<StreamSource> = Vec::with_capacity(names.len());
+    for s in &whole.streams {
         if !ctx.selector.stream(&s.account, &s.name) {
+            mended.push(s.clone());
             continue;
         }
-        ctx.monitor
-            .begin(&format!("Examining {}", s.name), size(s, ctx));
-        let progress = |n| ctx.monitor.advance(n);
-        let ask = Ask {
-            keys: &ctx.keys,
-            threads: &ctx.threads,
-            seconds: how.seconds,
-            unproven: how.unproven,
-            config,
-            names: &names,
-            stop: &ctx.stop,
-            progress: &progress,
-        };
-        let path = match opened.source.kind {
-            SourceKind::Archive | SourceKind::File => opened.source.path.clone(),
-            _ => opened.source.path.join(&s.path),
-        };
-        let mended = salvage::mend(s, &path, ask);
-        ctx.monitor.end();
-        *s = mended.source;
-        reports.insert((s.account.clone(), s.name.clone()), mended.report);
+        let done = mend_one(ctx, whole, s, how, config, &names);
+        let s = done.source;
+        reports.insert((s.account.clone(), s.name.clone()), done.report);
+        mended.push(s);
     }
+    opened.source.streams = mended;
     reports
+}
+
+/// As [`mend`], for one stream of `whole`, whose streams have these `names`.
+pub(super) fn mend_one(
+    ctx: &Context<'_>,
+    whole: &Source,
+    source: &StreamSource,
+    how: &How,
+    config: Option<&Map<String, Value>>,
+    names: &[String],
+) -> Mended {
+    ctx.monitor
+        .begin(&format!("Examining {}", source.name), size(source, ctx));
+    let progress = |n| ctx.monitor.advance(n);
+    let ask = Ask {
+        keys: &ctx.keys,
+        threads: &ctx.threads,
+        seconds: how.seconds,
+        unproven: how.unproven,
+        config,
+        names,
+        stop: &ctx.stop,
+        progress: &progress,
+    };
+    let path = match whole.kind {
+        SourceKind::Archive | SourceKind::File => whole.path.clone(),
+        _ => whole.path.join(&source.path),
+    };
+    let mended = salvage::mend(source, &path, ask);
+    ctx.monitor.end();
+    mended
 }
 
 /// What salvage did to a stream.
