@@ -225,14 +225,24 @@ pub(super) fn configuration(work: &mut Work<'_>) {
     if stream.locked && stream.findings.iter().any(damaged) {
         return;
     }
-    let (config, whence) = match work.ask.config {
-        Some(config) => (config.clone(), "the one that was given"),
-        None => (
-            reconstruct(&stream, work),
-            "reconstructed from the messages: subjects as seen, everything else as servers default it; compare it with what you expect",
-        ),
+    if !matches!(
+        stream.role,
+        crate::source::Role::Stream | crate::source::Role::Deleted
+    ) {
+        return;
+    }
+    let key = (stream.account.clone(), stream.name.clone());
+    let (config, whence) = match (work.ask.config, work.ask.assigned.get(&key)) {
+        (Some(config), _) => (config.clone(), "the one that was given"),
+        (None, Some(config)) => (config.clone(), "that of the cluster's meta group"),
+        (None, None) => {
+            work.report.reconstructed = true;
+            (
+                reconstruct(&stream, work),
+                "reconstructed from the messages: subjects as seen, everything else as servers default it; compare it with what you expect",
+            )
+        }
     };
-    work.report.reconstructed = true;
     work.report.note(format!(
         "the stream's configuration is lost; in its place: {whence}"
     ));

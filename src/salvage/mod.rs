@@ -5,6 +5,7 @@
 //! that reads as if all that were right: the tree through an [`Overlay`], the blocks through
 //! [`Mends`]. The files themselves stay as they are. Every verb reads the result like any other source.
 
+pub mod assignments;
 mod blocks;
 pub mod deleted;
 mod files;
@@ -50,6 +51,8 @@ pub struct Ask<'a> {
     pub unproven: bool,
     /// The stream's configuration, where its own is lost.
     pub config: Option<&'a Map<String, Value>>,
+    /// Configurations that a cluster's meta group holds.
+    pub assigned: &'a assignments::Assignments,
     /// Names that the stream may have had.
     pub names: &'a [String],
     /// Ends the search once it is set.

@@ -2,11 +2,12 @@
 
 use super::metrics::Metrics;
 use super::restorable::{self, Contents};
-use super::salvage::{How, mend_one};
+use super::salvage::{Beside, How, mend_one};
 use super::{Context, Exit, Failure, concerns, exit_for, on_start, render};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
+use crate::salvage::assignments::Assignments;
 use crate::source::{Role, Source, StreamSource};
 use crate::state::consumers::position;
 use crate::state::{Depth, StreamState, Survey, Totals, survey};
@@ -157,7 +158,12 @@ fn repairable(ctx: &Context<'_>, whole: &Source, source: &StreamSource, found: &
         unproven: false,
     };
     let names: Vec<String> = whole.streams.iter().map(|s| s.name.clone()).collect();
-    let mended = mend_one(ctx, whole, source, &how, None, &names);
+    let beside = Beside {
+        config: None,
+        names: &names,
+        assigned: &Assignments::new(),
+    };
+    let mended = mend_one(ctx, whole, source, &how, beside);
     let (_, _, _, left) = examine(ctx, &mended.source);
     let is_left = |f: &Finding| {
         left.iter()

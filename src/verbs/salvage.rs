@@ -6,6 +6,7 @@ use super::refusal::Refusal;
 use super::{Context, Exit, Failure, Opened, backup, render, restore};
 use crate::finding::Severity;
 use crate::format::seqset::SeqSet;
+use crate::salvage::assignments::{self, Assignments};
 use crate::salvage::{self, Ask, Mended, Report};
 use crate::sink::Written;
 use crate::sink::archive::Format;
@@ -51,6 +52,17 @@ pub struct Options {
     pub store: restore::Options,
 }
 
+/// What there is beside a stream that helps to mend it.
+#[derive(Clone, Copy)]
+pub(super) struct Beside<'a> {
+    /// A configuration that was given.
+    pub config: Option<&'a Map<String, Value>>,
+    /// The names of all streams.
+    pub names: &'a [String],
+    /// What a meta group holds.
+    pub assigned: &'a Assignments,
+}
+
 /// What salvage did to the streams of a source, by account and name.
 pub type Reports = BTreeMap<(String, String), Report>;
 
@@ -63,6 +75,12 @@ pub fn mend(
 ) -> Reports {
     let whole = &opened.source;
     let names: Vec<String> = whole.streams.iter().map(|s| s.name.clone()).collect();
+    let assigned = assignments::read(&whole.groups, &ctx.keys, &ctx.threads);
+    let beside = Beside {
+        config,
+        names: &names,
+        assigned: &assigned,
+    };
     let mut reports = Reports::new();
     let mut mended: Vec<StreamSource> = Vec::with_capacity(names.len());
     for s in &whole.streams {
@@ -70,7 +88,7 @@ pub fn mend(
             mended.push(s.clone());
             continue;
         }
-        let done = mend_one(ctx, whole, s, how, config, &names);
+        let done = mend_one(ctx, whole, s, how, beside);
         let s = done.source;
         reports.insert((s.account.clone(), s.name.clone()), done.report);
         mended.push(s);
@@ -79,14 +97,13 @@ pub fn mend(
     reports
 }
 
-/// As [`mend`], for one stream of `whole`, whose streams have these `names`.
+/// As [`mend`], for one stream of `whole`.
 pub(super) fn mend_one(
     ctx: &Context<'_>,
     whole: &Source,
     source: &StreamSource,
     how: &How,
-    config: Option<&Map<String, Value>>,
-    names: &[String],
+    beside: Beside<'_>,
 ) -> Mended {
     ctx.monitor
         .begin(&format!("Examining {}", source.name), size(source, ctx));
@@ -96,8 +113,9 @@ pub(super) fn mend_one(
         threads: &ctx.threads,
         seconds: how.seconds,
         unproven: how.unproven,
-        config,
-        names,
+        config: beside.config,
+        assigned: beside.assigned,
+        names: beside.names,
         stop: &ctx.stop,
         progress: &progress,
     };
