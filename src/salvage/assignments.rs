@@ -19,7 +19,16 @@ const META: &str = "_meta_";
 const SNAPSHOT: u64 = 256 << 20;
 
 /// Configurations by account and stream.
-pub type Assignments = BTreeMap<(String, String), Map<String, Value>>;
+pub type Assignments = BTreeMap<(String, String), Assigned>;
+
+/// A stream's configuration.
+#[derive(Debug, Clone)]
+pub struct Assigned {
+    /// The configuration.
+    pub config: Map<String, Value>,
+    /// When the stream was made.
+    pub created: Option<String>,
+}
 
 /// Operations of the group's log that bring a stream's configuration.
 const ASSIGN: [u8; 2] = [0, 11];
@@ -48,7 +57,10 @@ fn note(assignment: &mut Value, out: &mut Assignments) {
         .find(|name| !name.is_empty());
     let name = config.get("name").and_then(Value::as_str);
     if let (Some(account), Some(name)) = (account, name) {
-        out.insert((account.to_owned(), name.to_owned()), config);
+        let created = assignment.get("created").and_then(Value::as_str);
+        let key = (account.to_owned(), name.to_owned());
+        let created = created.map(str::to_owned);
+        out.insert(key, Assigned { config, created });
     }
 }
 

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 /// Configurations with more subjects than this get wildcards.
-const LISTED_SUBJECTS: usize = 64;
+const LISTED_SUBJECTS: usize = 8;
 
 impl Work<'_> {
     /// The name of a file for the report.
@@ -232,13 +232,18 @@ pub(super) fn configuration(work: &mut Work<'_>) {
         return;
     }
     let key = (stream.account.clone(), stream.name.clone());
-    let (config, whence) = match (work.ask.config, work.ask.assigned.get(&key)) {
-        (Some(config), _) => (config.clone(), "the one that was given"),
-        (None, Some(config)) => (config.clone(), "that of the cluster's meta group"),
+    let (config, created, whence) = match (work.ask.config, work.ask.assigned.get(&key)) {
+        (Some(config), _) => (config.clone(), None, "the one that was given"),
+        (None, Some(found)) => (
+            found.config.clone(),
+            found.created.clone(),
+            "that of the cluster's meta group",
+        ),
         (None, None) => {
             work.report.reconstructed = true;
             (
                 reconstruct(&stream, work),
+                None,
                 "reconstructed from the messages: subjects as seen, everything else as servers default it; compare it with what you expect",
             )
         }
@@ -248,7 +253,7 @@ pub(super) fn configuration(work: &mut Work<'_>) {
     ));
     let mut config = config;
     config.insert("name".into(), stream.name.clone().into());
-    let inf = MetaInf::new_stream(config, None);
+    let inf = MetaInf::new_stream(config, created);
     let inf = meta::encode_stream(&inf);
     let sum = meta::sum(&stream.name, &inf);
     work.overlay.put(dir.join("meta.inf"), inf);
