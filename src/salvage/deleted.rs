@@ -125,6 +125,21 @@ pub fn purged(source: &StreamSource, stream: &Stream) -> Option<StreamSource> {
     Some(source)
 }
 
+/// The messages of an atomic batch that was not committed.
+pub fn batch(source: &StreamSource, stream: &Stream) -> Option<StreamSource> {
+    let Body::Blocks { tree, dir, msgs } = &source.body else {
+        return None;
+    };
+    if stream.blocks.iter().all(|b| b.len == 0) {
+        return None;
+    }
+    let mut overlay = Overlay::new(tree.clone());
+    bare(&mut overlay, dir, &dir.join(msgs), &stream.name, stream);
+    let mut out = source.clone();
+    set(&mut out, overlay, (*source.mends).clone());
+    Some(out)
+}
+
 fn set(source: &mut StreamSource, overlay: Overlay, mends: Mends) {
     if let Body::Blocks { tree, .. } = &mut source.body {
         *tree = Arc::new(overlay);

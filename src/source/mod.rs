@@ -134,6 +134,8 @@ pub struct OpenOptions {
     /// Take a backup directory for one of configurations where it is that too: the old `nats backup --data` put an
     /// archive beside them.
     pub configurations: bool,
+    /// Also list streams in left-overs: staging of restores and backups, directories outside of `streams/`.
+    pub leftovers: bool,
 }
 
 /// Why a source could not be opened. Nothing was done.
@@ -270,6 +272,7 @@ impl Finder<'_> {
             match c.kind {
                 ChildKind::Dir if c.name == ".snap-staging" => {
                     self.leftover(&at, "staging of a restore that was interrupted");
+                    self.staged(&at, "");
                 }
                 ChildKind::Dir => self.account(&at, &name_text(&c.name)),
                 ChildKind::File => self.findings.push(
@@ -306,11 +309,13 @@ impl Finder<'_> {
                         &at,
                         "scratch space of a backup or restore that was interrupted",
                     );
+                    self.staged(&at, account);
                 }
                 (ChildKind::Dir, _) => {
                     let inside = self.list(&at);
                     if is_stream(&inside) {
                         self.leftover(&at, "a stream directory outside of streams/");
+                        self.push_staged(account, &at);
                     }
                 }
                 (ChildKind::File, _) => self.findings.push(
@@ -319,6 +324,33 @@ impl Finder<'_> {
                 _ => {}
             }
         }
+    }
+
+    /// Stream directories in the staging of something that was interrupted.
+    fn staged(&mut self, dir: &Path, account: &str) {
+        if !self.options.leftovers {
+            return;
+        }
+        for name in Self::dirs(&self.list(dir)) {
+            let at = join(dir, name);
+            let inside = self.list(&at);
+            if is_stream(&inside) {
+                self.push_staged(account, &at);
+            }
+        }
+    }
+
+    /// A stream directory whose place does not tell its name: its `meta.inf` does.
+    fn push_staged(&mut self, account: &str, at: &Path) {
+        const CEILING: u64 = 16 << 20;
+        if !self.options.leftovers {
+            return;
+        }
+        let mut inf = Vec::new();
+        let read = self.tree.read_into(&at.join("meta.inf"), &mut inf, CEILING);
+        let named = read.ok().and_then(|_| meta::decode_stream(&inf).ok()?.name);
+        let own = at.file_name().map(name_text).unwrap_or_default();
+        self.push(account, &named.unwrap_or(own), Role::Deleted, at);
     }
 
     fn streams(&mut self, dir: &Path, account: &str) {

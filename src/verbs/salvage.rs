@@ -173,6 +173,7 @@ fn all(
     options: &Options,
     metrics: &mut Metrics,
 ) -> Result<Exit, Failure> {
+    ctx.open.leftovers = options.deleted;
     let mut opened = ctx.open(path)?;
     ctx.require_match(&opened)?;
     backup::require_outside(path, dest)?;
@@ -249,18 +250,18 @@ fn all(
                 });
             }
             for d in &found {
-                let name = free_name(&taken, &d.source, d.suffix);
+                let name = free_name(&taken, &d.source.account, &d.of, d.suffix);
                 taken.push((&d.source.account, name.clone()));
                 jobs.push(restore::Job {
                     options: restore::Options {
-                        config: Some(salvage::deleted::configuration(&name, &d.source.name)),
+                        config: Some(salvage::deleted::configuration(&name, &d.of)),
                         rename: Some(name),
                         no_consumers: true,
                         ..options.store.clone()
                     },
                     source: &d.source,
                     report: &none,
-                    deleted_from: Some(&d.source.name),
+                    deleted_from: Some(&d.of),
                 });
             }
             let mut next = found.iter();
@@ -316,6 +317,8 @@ fn incomplete(o: &Outcome<'_>, report: &Report) -> bool {
 struct DeletedMessages {
     source: StreamSource,
     why: BTreeMap<&'static str, SeqSet>,
+    /// The stream that they were deleted from.
+    of: String,
     suffix: &'static str,
 }
 
@@ -333,6 +336,7 @@ fn find_deleted(ctx: &Context<'_>, opened: &Opened) -> Vec<DeletedMessages> {
             out.push(DeletedMessages {
                 source: d.source,
                 why: d.why,
+                of: stream.name.clone(),
                 suffix: "deleted",
             });
         }
@@ -340,7 +344,25 @@ fn find_deleted(ctx: &Context<'_>, opened: &Opened) -> Vec<DeletedMessages> {
             out.push(DeletedMessages {
                 source,
                 why: BTreeMap::new(),
+                of: stream.name.clone(),
                 suffix: "purged",
+            });
+        }
+    }
+    for group in opened.groups(&ctx.selector) {
+        if group.role != Role::Batch {
+            continue;
+        }
+        let stream = Stream::open(group, &ctx.keys, want);
+        // `STREAM/batches/BATCH`.
+        let above = group.path.parent().and_then(Path::parent);
+        let of = above.and_then(Path::file_name).unwrap_or_default();
+        if let Some(source) = salvage::deleted::batch(group, &stream) {
+            out.push(DeletedMessages {
+                source,
+                why: BTreeMap::new(),
+                of: of.to_string_lossy().into_owned(),
+                suffix: "batch",
             });
         }
     }
@@ -348,13 +370,13 @@ fn find_deleted(ctx: &Context<'_>, opened: &Opened) -> Vec<DeletedMessages> {
 }
 
 /// `NAME_deleted`, or with a number behind it where another stream has that name.
-fn free_name(taken: &[(&str, String)], source: &StreamSource, suffix: &str) -> String {
+fn free_name(taken: &[(&str, String)], account: &str, of: &str, suffix: &str) -> String {
     let is_free = |name: &String| {
         !taken
             .iter()
-            .any(|(account, other)| *account == source.account && other == name)
+            .any(|(a, other)| *a == account && other == name)
     };
-    let plain = format!("{}_{suffix}", source.name);
+    let plain = format!("{of}_{suffix}");
     if is_free(&plain) {
         return plain;
     }
