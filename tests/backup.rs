@@ -428,7 +428,6 @@ fn a_damaged_stream_is_refused_and_the_others_go_on() {
     let block = store.join("jetstream/$G/streams/ORDERS/msgs/1.blk");
     let middle = fs::metadata(&block).unwrap().len() as usize / 2;
     flip(&block, middle);
-    let before = fingerprint(&store);
     let dest = work.path().join("d");
     let ran = backup(&fx, &store, &dest, &[]).status(1);
     says(&ran, &["ORDERS", "damaged", "--salvage", "1.blk"]);
@@ -462,8 +461,18 @@ fn a_damaged_stream_is_refused_and_the_others_go_on() {
     says(&ran, &["--salvage"]);
     assert!(!work.path().join("x").exists());
 
-    // Salvaged: all but what is damaged, told, and the archive is in itself sound.
+    // Salvaged: all of it, a single bit being found, and told.
     let want = truth(&fx, "$G", "ORDERS");
+    let dest = work.path().join("corrected");
+    let ran = backup(&fx, &store, &dest, &["-s", "ORDERS", "--salvage"]).status(0);
+    says(&ran, &["ORDERS", "1 bit", "1.blk"]);
+    same("ORDERS", &found(&fx, &dest, "", "ORDERS"), &want);
+
+    // Destroyed beyond that: all but what is damaged, told, and the archive is in itself sound.
+    for at in middle..middle + 8 {
+        flip(&block, at);
+    }
+    let before = fingerprint(&store);
     for format in ["v1", "v2"] {
         let dest = work.path().join(format);
         let args = ["-s", "ORDERS", "--salvage", "--format", format];

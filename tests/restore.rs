@@ -636,9 +636,26 @@ fn an_archive_with_findings() {
         let store = work.path().join("store");
         let mut cut = whole.clone();
         cut.truncate(whole.len() * 2 / 3);
+        let mut destroyed = whole.clone();
+        let middle = whole.len() / 2;
+        destroyed[middle..middle + 64]
+            .iter_mut()
+            .for_each(|b| *b ^= 0xff);
         let mut flipped = whole.clone();
-        flipped[whole.len() / 2] ^= 1;
-        for bytes in [cut, flipped] {
+        flipped[middle] ^= 1;
+        // A single bit can be found: with --salvage all is there.
+        fs::write(&archive, flipped).unwrap();
+        let ran = restore(&fx, &backup, &store, &[]).status(1);
+        says(&ran, &["ORDERS", "damaged", "--salvage"]);
+        let ran = restore(&fx, &backup, &store, &["--salvage"]).status(0);
+        says(&ran, &["ORDERS", "1 bit"]);
+        same(
+            format,
+            &found(&fx, &store, "$G", "ORDERS")["messages"],
+            &truth(&fx, "$G", "ORDERS")["messages"],
+        );
+        fs::remove_dir_all(&store).unwrap();
+        for bytes in [cut, destroyed] {
             fs::write(&archive, bytes).unwrap();
             let ran = restore(&fx, &backup, &store, &[]).status(1);
             says(&ran, &["ORDERS", "damaged", "--salvage"]);

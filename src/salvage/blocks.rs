@@ -20,6 +20,8 @@ struct Look {
     file: BlockFile,
     /// Something about it is not as it should be.
     damaged: bool,
+    /// Something in it proves itself.
+    proven: bool,
     first: u64,
     last: u64,
     tombstones: Vec<u64>,
@@ -41,38 +43,68 @@ struct Outcome {
     spent: u64,
 }
 
+/// What is known of a stream's subjects.
+struct Subjects<'s> {
+    listed: HashSet<&'s [u8]>,
+    /// All are listed.
+    all: bool,
+    configured: Vec<&'s str>,
+    raft: bool,
+}
+
+impl<'s> Subjects<'s> {
+    fn of(stream: &'s Stream) -> Self {
+        let (db, all) = match &stream.index {
+            Index::Valid(db) => (Some(db), true),
+            Index::Rejected { prior, .. } => (prior.as_ref(), false),
+            Index::Missing => (None, false),
+        };
+        let listed = db.iter().flat_map(|db| &db.subjects).map(|s| s.subject);
+        // What a stream takes by mirror, source or transformation need not match its own subjects.
+        let meta = stream.meta.as_ref().filter(|m| {
+            !m.has_mirror() && !m.has_sources() && m.get("subject_transform").is_none()
+        });
+        Self {
+            listed: listed.collect(),
+            all,
+            configured: meta.map_or_else(Vec::new, |m| m.subjects()),
+            raft: stream.role == crate::source::Role::RaftGroup,
+        }
+    }
+
+    fn with<R>(&self, ask: impl FnOnce(&Known<'_>) -> R) -> R {
+        let is_listed = |s: &[u8]| self.listed.contains(s);
+        let none = self.listed.is_empty();
+        ask(&Known {
+            subjects: (!none).then_some(&is_listed),
+            all: self.all,
+            filters: if none { &self.configured } else { &[] },
+            raft: self.raft,
+        })
+    }
+}
+
 /// Looks at all blocks, and mends those that need it.
-pub(super) fn mend(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
-    copies(work, dir, msgs);
+pub(super) fn mend(work: &mut Work<'_>, msgs: &Path) {
+    copies(work, msgs);
     let stream = work.open(EVERYTHING);
-    let (subjects, all) = match &stream.index {
-        Index::Valid(db) => (Some(db), true),
-        Index::Rejected { prior, .. } => (prior.as_ref(), false),
-        Index::Missing => (None, false),
-    };
-    let listed: HashSet<&[u8]> = subjects
-        .iter()
-        .flat_map(|db| &db.subjects)
-        .map(|s| s.subject)
-        .collect();
-    let is_listed = |s: &[u8]| listed.contains(s);
-    // What a stream takes by mirror, source or transformation need not match its own subjects.
-    let own_subjects = stream
-        .meta
-        .as_ref()
-        .filter(|m| !m.has_mirror() && !m.has_sources() && m.get("subject_transform").is_none())
-        .map_or_else(Vec::new, |m| m.subjects());
-    let known = Known {
-        subjects: (!listed.is_empty()).then_some(&is_listed),
-        all,
-        filters: if listed.is_empty() {
-            &own_subjects
-        } else {
-            &[]
-        },
-        raft: stream.role == crate::source::Role::RaftGroup,
-    };
-    let looks = look(work, &stream, &known);
+    let subjects = Subjects::of(&stream);
+    let looks = subjects.with(|known| look(work, &stream, known));
+    // Of a block under a wrong number nothing proves itself, and its key does not open.
+    let is_suspect = |l: &&Look| l.file.len > 0 && (l.shut.is_some() || !l.proven);
+    let suspects: Vec<u64> = looks.iter().filter(is_suspect).map(|l| l.file.n).collect();
+    if suspects.is_empty() || !super::names::blocks(work, msgs, &suspects) {
+        subjects.with(|known| repair(work, &stream, known, &looks));
+        return;
+    }
+    let stream = work.open(EVERYTHING);
+    let subjects = Subjects::of(&stream);
+    let looks = subjects.with(|known| look(work, &stream, known));
+    subjects.with(|known| repair(work, &stream, known, &looks));
+}
+
+/// Mends the blocks that need it, and notes what is missing between them.
+fn repair(work: &mut Work<'_>, stream: &Stream, known: &Known<'_>, looks: &[Look]) {
     let mut mends = (*stream.mends).clone();
     let mut last: Option<&Look> = None;
     for (i, l) in looks.iter().enumerate() {
@@ -88,8 +120,8 @@ pub(super) fn mend(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
                 last.map_or(0, |l| l.last),
                 next.map_or(u64::MAX, |l| l.first),
             );
-            let found = one(work, &stream, &l.file, &known);
-            add(work, &stream, &mut mends, l, found, bounds);
+            let found = one(work, stream, &l.file, known);
+            add(work, stream, &mut mends, l, found, bounds);
         } else if l.last == 0 && l.file.len > 0 && l.shut.is_some() {
             let next = looks.iter().skip(i + 1).find(|l| l.last > 0);
             if let (Some(a), Some(b)) = (last, next) {
@@ -127,6 +159,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
             let mut look = Look {
                 file,
                 damaged: false,
+                proven: false,
                 first: 0,
                 last: 0,
                 tombstones: Vec::new(),
@@ -141,6 +174,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                             look.damaged = true;
                             return;
                         };
+                        look.proven = true;
                         look.damaged |= border(&r, known).is_some();
                         if r.kind == Kind::Tombstone {
                             look.tombstones.push(r.seq);
@@ -399,7 +433,7 @@ fn messages_in(
 }
 
 /// Copies of blocks that a server was making: the same records, under the same number.
-fn copies(work: &mut Work<'_>, _dir: &Path, msgs: &Path) {
+fn copies(work: &mut Work<'_>, msgs: &Path) {
     let stream = work.open(EVERYTHING);
     let mut found: Vec<(u64, PathBuf)> = Vec::new();
     for c in work.overlay.children(msgs).unwrap_or_default() {

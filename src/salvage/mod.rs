@@ -244,10 +244,16 @@ pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
             .saturating_mul(ask.second())
             .saturating_mul(FILES),
     };
+    set_mends(
+        &mut work,
+        Mends {
+            witness: true,
+            ..Mends::default()
+        },
+    );
     names::stream_name(&mut work, &dir);
     files::stream(&mut work, &dir, &msgs);
-    names::blocks(&mut work, &msgs);
-    blocks::mend(&mut work, &dir, &msgs);
+    blocks::mend(&mut work, &msgs);
     files::configuration(&mut work);
     Mended {
         source: work.source,

@@ -8,7 +8,6 @@ use crate::format::record::{Prover, Record};
 use crate::format::{index_db, meta};
 use crate::source::numbered;
 use crate::source::tree::{ChildKind, Tree as _};
-use crate::stream::mends::Mends;
 use crate::stream::{BLOCK_FILE, INDEX_FILE, META_FILE, SMALL_FILE, Want};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +22,7 @@ const RECORDS: usize = 8;
 /// The name under which the stream's files prove themselves.
 pub(super) fn stream_name(work: &mut Work<'_>, dir: &Path) {
     let own = work.source.name.clone();
-    if !own.is_empty() && proofs(work, dir, &own) > 0 {
+    if !own.is_empty() && proofs(work, dir, &own, 1) > 0 {
         return;
     }
     let mut candidates: Vec<String> = work.ask.names.to_vec();
@@ -34,7 +33,7 @@ pub(super) fn stream_name(work: &mut Work<'_>, dir: &Path) {
     }
     let best = candidates
         .into_iter()
-        .map(|name| (proofs(work, dir, &name), name))
+        .map(|name| (proofs(work, dir, &name, usize::MAX), name))
         .max_by_key(|(n, _)| *n);
     if let Some((1.., name)) = best {
         work.report.note(format!(
@@ -44,8 +43,8 @@ pub(super) fn stream_name(work: &mut Work<'_>, dir: &Path) {
     }
 }
 
-/// How many files say that the stream's name is this.
-fn proofs(work: &Work<'_>, dir: &Path, name: &str) -> usize {
+/// How many files say that the stream's name is this; `enough` are enough.
+fn proofs(work: &Work<'_>, dir: &Path, name: &str, enough: usize) -> usize {
     let mut found = 0;
     let inf = read(work, &dir.join("meta.inf"), META_FILE);
     let sum = read(work, &dir.join("meta.sum"), SMALL_FILE);
@@ -58,6 +57,9 @@ fn proofs(work: &Work<'_>, dir: &Path, name: &str) -> usize {
             stream: name.as_bytes(),
         };
         found += usize::from(open_key_file(&key, work.ask.keys, &context).is_ok());
+    }
+    if found >= enough {
+        return found;
     }
     let mut source = work.source.clone();
     name.clone_into(&mut source.name);
@@ -124,8 +126,9 @@ fn first_records(bytes: &[u8]) -> impl Iterator<Item = Record<'_>> {
     .take(RECORDS)
 }
 
-/// Blocks under wrong numbers: the number is part of their records' hash, and of their key.
-pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path) {
+/// Looks for the right numbers of `suspects`, blocks of which nothing proves itself: the number is part of the records'
+/// hash, and of the key. Says whether any was found.
+pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path, suspects: &[u64]) -> bool {
     let name = work.source.name.clone();
     let stream = work.open(Want {
         subjects: false,
@@ -141,7 +144,7 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path) {
     let highest = files.iter().copied().max().unwrap_or(0);
     let mut moved: BTreeMap<u64, u64> = BTreeMap::new();
     let mut searched = 0;
-    for &n in &files {
+    for &n in suspects {
         let path = msgs.join(format!("{n}.blk"));
         let key_bytes = read(work, &msgs.join(format!("{n}.key")), SMALL_FILE);
         let open = |n: u64| {
@@ -165,14 +168,6 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path) {
         };
         if key_bytes.is_none() && (bytes.is_empty() || proves(&bytes, &stream.prover(n))) {
             continue;
-        }
-        // Records farther on may prove themselves all the same.
-        if key_bytes.is_none() {
-            let mut any = false;
-            crate::stream::proven_messages(&bytes, &stream.prover(n), |_| any = true);
-            if any {
-                continue;
-            }
         }
         let top = if searched < SEARCHED {
             NUMBERS
@@ -209,10 +204,10 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path) {
                 .note(format!("{place}: a block of stream {other:?}: left out"));
         }
     }
-    let mut mends = Mends {
-        witness: true,
-        ..Mends::default()
-    };
+    if moved.is_empty() {
+        return false;
+    }
+    let mut mends = (*work.source.mends).clone();
     for &n in moved.keys() {
         for ext in ["blk", "key", "idx", "fss"] {
             work.overlay.hide(msgs.join(format!("{n}.{ext}")));
@@ -247,4 +242,5 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path) {
     }
     super::set_mends(work, mends);
     work.settle();
+    true
 }

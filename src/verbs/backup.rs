@@ -168,7 +168,7 @@ fn all(
     ctx.require_match(&opened)?;
     require_outside(path, dest)?;
     let reports = match &options.salvage {
-        Some(how) => salvage::mend(ctx, &mut opened, how, None),
+        Some(how) => salvage::mend_and_tell(ctx, &mut opened, how, None),
         None => Reports::new(),
     };
     let selector = ctx.selector.clone();

@@ -435,7 +435,7 @@ fn all(
     warn_of(ctx.monitor, &opened.source.findings);
     metrics.count(&opened.source.findings);
     let reports = match &options.salvage {
-        Some(how) => salvage::mend(ctx, &mut opened, how, options.config.as_ref()),
+        Some(how) => salvage::mend_and_tell(ctx, &mut opened, how, options.config.as_ref()),
         None => Reports::new(),
     };
     let selector = ctx.selector.clone();
@@ -527,8 +527,10 @@ pub(super) fn salvaged(
         };
         let left = match planned {
             Ok(plan) => {
-                // The stream has it by now.
-                options.config = None;
+                // One that has lost its own has it by now; others keep theirs.
+                if job.deleted_from.is_none() {
+                    options.config = None;
+                }
                 let done = one(ctx, opened, root, &plan, &options, Some(job.report));
                 let target = plan.target.clone();
                 plans.push(plan);

@@ -52,6 +52,25 @@ pub struct Options {
     pub store: restore::Options,
 }
 
+/// As [`mend`], for verbs whose result has no place for what was done: it becomes messages.
+pub(super) fn mend_and_tell(
+    ctx: &Context<'_>,
+    opened: &mut Opened,
+    how: &How,
+    config: Option<&Map<String, Value>>,
+) -> Reports {
+    let reports = mend(ctx, opened, how, config);
+    for ((_, stream), report) in &reports {
+        let mut text = String::new();
+        corrections(&mut text, report);
+        for line in text.lines() {
+            ctx.monitor
+                .warn(&format!("{}: {}", render::safe(stream), line.trim_start()));
+        }
+    }
+    reports
+}
+
 /// What there is beside a stream that helps to mend it.
 #[derive(Clone, Copy)]
 pub(super) struct Beside<'a> {
@@ -503,6 +522,11 @@ fn lines(out: &mut String, o: &Outcome<'_>, report: &Report) {
         }
         Err(why) => out.push_str(&format!("{name}: not recovered: {why}\n")),
     }
+    corrections(out, report);
+}
+
+/// What was put right, and the decisions.
+fn corrections(out: &mut String, report: &Report) {
     if !report.corrections.is_empty() {
         let bits: usize = report.corrections.iter().map(|c| c.flips.len()).sum();
         out.push_str(&format!(
