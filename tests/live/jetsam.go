@@ -40,6 +40,9 @@ func jetsamBin() string {
 	return bin
 }
 
+// patience with one call of jetsam.
+var patience = time.Minute
+
 // Jetsam runs the binary; key goes through the environment.
 func Jetsam(t testing.TB, key string, args ...string) Ran {
 	t.Helper()
@@ -55,7 +58,7 @@ func Jetsam(t testing.TB, key string, args ...string) Ran {
 	go func() { done <- cmd.Wait() }()
 	select {
 	case <-done:
-	case <-time.After(60 * time.Second):
+	case <-time.After(patience):
 		_ = cmd.Process.Kill()
 		t.Fatalf("jetsam %q hangs", args)
 	}
