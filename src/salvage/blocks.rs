@@ -5,7 +5,7 @@ use crate::finding::Code;
 use crate::format::block::{Container, S2_MAGIC};
 use crate::format::mend::record::{Border, Found, Known, Sureness, border, walk};
 use crate::format::mend::{Flip, s2};
-use crate::format::record::{Kind, OnDamage, Proof as RecordProof, Step, scan};
+use crate::format::record::{HEADERS_BIT, Kind, OnDamage, Proof as RecordProof, Step, scan};
 use crate::format::seqset::SeqSet;
 use crate::pipeline;
 use crate::source::tree::{ChildKind, Tree as _};
@@ -38,6 +38,8 @@ struct Outcome {
     unproven: Vec<(u64, u64)>,
     /// Sequences around what is lost.
     gaps: Vec<(u64, u64)>,
+    /// The highest sequence that damaged bytes at the end claim to be.
+    claimed: u64,
     notes: Vec<String>,
     /// What the search has cost.
     spent: u64,
@@ -230,7 +232,16 @@ fn add(
     for (after, before) in found.gaps {
         // At either end of the block, its neighbours say how far.
         let after = if after == 0 { bounds.0 } else { after };
-        let before = before.min(bounds.1);
+        let mut before = before.min(bounds.1);
+        if before == u64::MAX {
+            // Nothing follows: what is there itself has to tell.
+            before = found.claimed.saturating_add(1);
+            if !matches!(stream.index, Index::Valid(_)) {
+                report.note(format!(
+                    "{place}: what follows sequence {after} is damaged, and is the end of the stream: more may be lost"
+                ));
+            }
+        }
         if before != u64::MAX && before > after.saturating_add(1) {
             report.doubtful.insert_range(after + 1, before - 1);
         }
@@ -394,9 +405,20 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
                 after = after.max(r.seq);
             } else {
                 open.push(after);
+                out.claimed = out.claimed.max(r.seq);
             }
         }
-        Found::Gap { .. } => open.push(after),
+        Found::Gap { from, to, .. } => {
+            let bytes = usize::try_from(from).ok().zip(usize::try_from(to).ok());
+            let bytes = bytes
+                .and_then(|(from, to)| logical.get(from..to))
+                .unwrap_or_default();
+            // Zeros were never a record.
+            if bytes.iter().any(|b| *b != 0) {
+                open.push(after);
+                out.claimed = out.claimed.max(claimed(bytes, after));
+            }
+        }
     });
     close(&mut open, u64::MAX, &mut out.gaps);
     out.spent = spent.saturating_add(tried.spent);
@@ -406,6 +428,25 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
         out.mends.file.extend(flips);
     }
     out
+}
+
+/// The last of the sequences that damaged bytes claim to be, as far as they follow `after`.
+fn claimed(mut bytes: &[u8], mut after: u64) -> u64 {
+    /// Deleted messages between two that are there.
+    const NEAR: u64 = 1000;
+    while let (Some(len), Some(seq)) = (
+        bytes.first_chunk().map(|b| u32::from_le_bytes(*b)),
+        bytes.get(4..).and_then(|b| b.first_chunk()),
+    ) {
+        let seq = u64::from_le_bytes(*seq);
+        if seq <= after || seq - after > NEAR {
+            break;
+        }
+        after = seq;
+        let len = usize::try_from(len & !HEADERS_BIT).unwrap_or(usize::MAX);
+        bytes = bytes.get(len.max(1)..).unwrap_or_default();
+    }
+    after
 }
 
 fn starts_proven(bytes: &[u8], prover: &crate::format::record::Prover) -> bool {
