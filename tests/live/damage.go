@@ -210,6 +210,7 @@ type part struct {
 	file     string
 	from, to int
 	seq      uint64 // of a record
+	spare    bool   // leave its length of the subject alone
 }
 
 // parts of a block. Encryption does not move anything.
@@ -227,7 +228,7 @@ func parts(file string, plain []byte) (all []part) {
 	}
 	for at := 0; at+30 <= len(plain); {
 		size := int(binary.LittleEndian.Uint32(plain[at:]) &^ (1 << 31))
-		all = append(all, part{file, at, at + size, binary.LittleEndian.Uint64(plain[at+4:])})
+		all = append(all, part{file: file, from: at, to: at + size, seq: binary.LittleEndian.Uint64(plain[at+4:])})
 		at += size
 	}
 	return all
@@ -269,7 +270,11 @@ func flipBits(t testing.TB, rng *rand.Rand, all []part, n int) (done []flipped) 
 	t.Helper()
 	for _, i := range rng.Perm(len(all))[:min(n, len(all))] {
 		p := all[i]
-		done = append(done, flip(t, p.file, p.from+rng.Intn(p.to-p.from), rng.Intn(8)))
+		at := p.from + rng.Intn(p.to-p.from)
+		if p.spare && (at == p.from+20 || at == p.from+21) {
+			at = p.to - 1
+		}
+		done = append(done, flip(t, p.file, at, rng.Intn(8)))
 	}
 	return done
 }
