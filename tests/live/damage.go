@@ -71,7 +71,7 @@ func MakeStore(t testing.TB, v Version, dir string, kind variant, messages, size
 		for len(m.Data) < n {
 			m.Data = fmt.Appendf(m.Data, `,"%s":"%s"`, words[f.rng.Intn(50)], words[f.rng.Intn(len(words))])
 		}
-		_, err := js.PublishMsgAsync(m)
+		_, err := js.PublishMsgAsync(m, nats.StallWait(30*time.Second))
 		must(t, err)
 	}
 	select {
@@ -258,10 +258,15 @@ func (f flipped) String() string {
 // flip flips a bit of a file.
 func flip(t testing.TB, file string, at, bit int) flipped {
 	t.Helper()
-	b, err := os.ReadFile(file)
+	f, err := os.OpenFile(file, os.O_RDWR, 0)
 	must(t, err)
-	b[at] ^= 1 << bit
-	must(t, os.WriteFile(file, b, 0o640))
+	defer f.Close()
+	b := make([]byte, 1)
+	_, err = f.ReadAt(b, int64(at))
+	must(t, err)
+	b[0] ^= 1 << bit
+	_, err = f.WriteAt(b, int64(at))
+	must(t, err)
 	return flipped{file, at, bit}
 }
 
