@@ -391,6 +391,10 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
                 close(&mut open, seq, &mut out.gaps);
                 after = after.max(seq);
             }
+            // One that a wrong length before it had hidden is as it should be.
+            if m.flips.is_empty() {
+                return;
+            }
             let mut c = Correction::new(place.clone(), &m.flips, Proof::Hash);
             (c.seq, c.decompressed) = (Some(seq), compressed);
             out.corrections.push(c);

@@ -86,7 +86,7 @@ impl Work<'_> {
         }
         // Without its sum, a sealed one still has a tag.
         let inf = match seal {
-            Some(seal) if seal.open(&inf).is_err() && !inf.starts_with(b"{") => {
+            Some(seal) if seal.open(&inf).is_err() && !decodes(&inf) => {
                 let (fix, tried) = small::sealed(&inf, seal, &effort);
                 self.spend(tried.spent);
                 match fix {
@@ -136,7 +136,8 @@ impl Work<'_> {
             && let Some(state) = read(self, &path, CONSUMER_FILE)
             && !state.is_empty()
             && seal.open(&state).is_err()
-            && state.first() != Some(&crate::format::o_dat::MAGIC)
+            // Not by its first byte: a nonce may begin like plaintext.
+            && crate::format::o_dat::decode(&state, 0).is_err()
         {
             let effort = self.effort();
             let (fix, tried) = small::sealed(&state, &seal, &effort);

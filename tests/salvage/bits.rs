@@ -45,7 +45,7 @@ struct Reading {
     consumers: Vec<(String, Option<MetaInf>, Option<ConsumerState>)>,
 }
 
-fn keys(fx: &Fixture) -> KeyRing {
+pub(super) fn keys(fx: &Fixture) -> KeyRing {
     KeyRing {
         current: fx.key().map(ServerKey::new),
         previous: None,
@@ -166,7 +166,7 @@ struct File {
 }
 
 /// What the bytes of a logical block are, and whose.
-fn fields(block: &[u8]) -> Vec<(&'static str, u64)> {
+pub(super) fn fields(block: &[u8]) -> Vec<(&'static str, u64)> {
     let mut out = Vec::new();
     while let Some(head) = block.get(out.len()..out.len() + 22) {
         let word = u32::from_le_bytes(head[..4].try_into().unwrap());
@@ -224,7 +224,7 @@ fn compressed_fields(block: &[u8]) -> Vec<&'static str> {
 }
 
 /// The logical content of every block of every stream, by the block's file, and whether it is compressed.
-fn contents(source: &StreamSource, keys: &KeyRing) -> BTreeMap<u64, (Vec<u8>, bool)> {
+pub(super) fn contents(source: &StreamSource, keys: &KeyRing) -> BTreeMap<u64, (Vec<u8>, bool)> {
     let want = Want {
         subjects: false,
         consumers: false,
