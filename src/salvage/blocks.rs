@@ -22,6 +22,8 @@ struct Look {
     damaged: bool,
     /// Something in it proves itself.
     proven: bool,
+    /// Its records begin with later ones.
+    unordered: bool,
     first: u64,
     last: u64,
     tombstones: Vec<u64>,
@@ -116,6 +118,14 @@ fn repair(work: &mut Work<'_>, stream: &Stream, known: &Known<'_>, looks: &[Look
         if let Some(why) = &l.shut {
             work.report.note(why.clone());
         }
+        // Not what a lower block has already.
+        let unordered = l.unordered && l.first > last.map_or(0, |l| l.last);
+        if unordered {
+            mends.blocks.entry(l.file.n).or_default().unordered = true;
+            let place = stream.block_place(l.file.n);
+            work.report
+                .note(format!("{place}: its records are out of order: sorted"));
+        }
         if l.damaged {
             let next = looks.iter().skip(i + 1).find(|l| l.last > 0);
             let bounds = (
@@ -162,6 +172,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                 file,
                 damaged: false,
                 proven: false,
+                unordered: false,
                 first: 0,
                 last: 0,
                 tombstones: Vec::new(),
@@ -171,6 +182,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                 Ok(loaded) => {
                     look.damaged = loaded.findings.iter().any(|f| f.code == Code::Compression);
                     let prover = stream.prover(file.n);
+                    let mut after = Kind::Skip;
                     scan(loaded.bytes, 0, &prover, OnDamage::Resync, |step| {
                         let Step::Record(r, RecordProof::Proven) = step else {
                             look.damaged = true;
@@ -185,9 +197,16 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                         if r.seq == 0 {
                             return;
                         }
-                        if look.first == 0 {
+                        // Behind a skipped sequence, which some servers write over the start of a
+                        // block, older records are leftovers.
+                        let below = look.first > 0 && r.seq < look.first;
+                        if below && after == Kind::Message {
+                            look.unordered = true;
+                        }
+                        if look.first == 0 || (look.unordered && below) {
                             look.first = r.seq;
                         }
+                        after = r.kind;
                         look.last = look.last.max(r.seq);
                     });
                 }
@@ -249,6 +268,7 @@ fn add(
     if !found.mends.is_empty() {
         let mut new = found.mends;
         if let Some(old) = mends.blocks.remove(&n) {
+            new.unordered = old.unordered;
             new.copies = old.copies;
         }
         mends.blocks.insert(n, new);

@@ -230,10 +230,13 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path, suspects: &[u64]) -> bool
         } else {
             work.overlay
                 .put_file(msgs.join(format!("{found}.blk")), from);
-            let key = msgs.join(format!("{n}.key"));
-            if work.overlay.is_in_base(&key) {
-                work.overlay
-                    .put_file(msgs.join(format!("{found}.key")), key);
+            // Its index, where it has one of its own, tells what is deleted.
+            for ext in ["key", "idx", "fss"] {
+                let beside = msgs.join(format!("{n}.{ext}"));
+                if work.overlay.is_in_base(&beside) {
+                    work.overlay
+                        .put_file(msgs.join(format!("{found}.{ext}")), beside);
+                }
             }
             work.report.note(format!(
                 "{place}: its records are those of block {found}: taken for that"

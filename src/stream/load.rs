@@ -355,6 +355,9 @@ impl Stream {
         let prover = self.prover(n);
         apply(&mends.logical, logical);
         mends.vouch(prover.key(), logical);
+        if mends.unordered {
+            order(logical, &prover);
+        }
         if !mends.copies.is_empty() {
             self.merge(mends, &prover, key, logical);
         }
@@ -445,6 +448,20 @@ pub(crate) fn proven_messages(bytes: &[u8], prover: &Prover, mut visit: impl FnM
             visit(&r);
         }
     });
+}
+
+/// Puts the proven records into the order of their sequences, tombstones behind them.
+fn order(logical: &mut Vec<u8>, prover: &Prover) {
+    let mut records: Vec<(u64, &[u8])> = Vec::new();
+    scan(logical, 0, prover, OnDamage::Resync, |step| {
+        if let Step::Record(r, Proof::Proven) = step {
+            let tombstone = r.kind == Kind::Tombstone;
+            records.push((if tombstone { u64::MAX } else { r.seq }, r.raw));
+        }
+    });
+    // Stable: of two with the same sequence the first counts, as for servers.
+    records.sort_by_key(|(seq, _)| *seq);
+    *logical = records.iter().flat_map(|(_, raw)| *raw).copied().collect();
 }
 
 fn is_headerless(raw: &[u8]) -> bool {

@@ -33,6 +33,8 @@ pub struct BlockMends {
     pub logical: Vec<Flip>,
     /// Offsets of records to be taken although their hash does not prove them.
     pub unproven: Vec<u64>,
+    /// The records are all there, but not in their order.
+    pub unordered: bool,
     /// Other files that hold records of this block: copies that a server was making.
     pub copies: Vec<PathBuf>,
     /// Where only some messages are wanted: which.
