@@ -10,8 +10,8 @@
 //!
 //! Which bits cannot be brought back, because nothing on disk could tell, is what [`Rules`] says, by kind of byte.
 
-use base64::Engine as _;
 use super::common::{self, Fixture, copy_tree, instant};
+use base64::Engine as _;
 use jetsam::format::crypt::{KeyRing, ServerKey};
 use jetsam::format::meta::MetaInf;
 use jetsam::format::o_dat::ConsumerState;
@@ -123,6 +123,7 @@ fn mended(source: &StreamSource, keys: &KeyRing, threads: &Threads) -> Mended {
             seconds: 1,
             unproven: false,
             config: None,
+            assigned: &BTreeMap::new(),
             names: std::slice::from_ref(&source.name),
             stop: &AtomicBool::new(false),
             progress: &|_| {},
@@ -413,7 +414,11 @@ fn every_bit(name: &str, without_index: bool) {
     for ((kind, became), n) in &table {
         println!(
             "{name}{}: {:20} {:30} {became:?} {n}",
-            if without_index { " without index.db" } else { "" },
+            if without_index {
+                " without index.db"
+            } else {
+                ""
+            },
             kind.0,
             kind.1
         );

@@ -56,7 +56,14 @@ impl Flipper<'_> {
     }
 
     /// One bit in every `every`th record.
-    fn records(&mut self, file: &Path, logical: &[u8], every: usize, index: bool, live: &BTreeSet<u64>) {
+    fn records(
+        &mut self,
+        file: &Path,
+        logical: &[u8],
+        every: usize,
+        index: bool,
+        live: &BTreeSet<u64>,
+    ) {
         let fields = fields(logical);
         let mut from = 0;
         let mut nth = 0;
@@ -264,7 +271,8 @@ fn many_bits(name: &str, index: bool) {
 fn harmless(fx: &Fixture, store: &Path, place: &Place) -> bool {
     let file = PathBuf::from(&place.0);
     let (Some(n), Some("blk")) = (
-        file.file_stem().and_then(|n| n.to_str()?.parse::<u64>().ok()),
+        file.file_stem()
+            .and_then(|n| n.to_str()?.parse::<u64>().ok()),
         file.extension().and_then(|e| e.to_str()),
     ) else {
         return false;

@@ -316,7 +316,11 @@ fn inserted_and_removed_bytes() {
     each("inserted bytes", |mut case| {
         let n = case.numbers()[1];
         // A stream cipher goes by the place: everything behind is in another one.
-        let touched = 5000..if case.fx.key().is_some() { usize::MAX } else { 5001 };
+        let touched = 5000..if case.fx.key().is_some() {
+            usize::MAX
+        } else {
+            5001
+        };
         case.edit(n, touched, |b| {
             b.splice(5000..5000, [0xa5; 77]);
         });
@@ -324,7 +328,11 @@ fn inserted_and_removed_bytes() {
     });
     each("removed bytes", |mut case| {
         let n = case.numbers()[1];
-        let touched = 5000..if case.fx.key().is_some() { usize::MAX } else { 5100 };
+        let touched = 5000..if case.fx.key().is_some() {
+            usize::MAX
+        } else {
+            5100
+        };
         case.edit(n, touched, |b| {
             b.drain(5000..5100);
         });
