@@ -886,7 +886,7 @@ fn shape_of_view_check_diff_inspect() {
         shape(
             f,
             "code severity detail action",
-            "account stream consumer file offset seq on_start",
+            "account stream consumer file offset seq on_start repairable",
         );
         assert!(["error", "warning", "note"].contains(&f["severity"].as_str().unwrap()));
         assert!(f["action"].as_str().is_some_and(|a| !a.is_empty()));
