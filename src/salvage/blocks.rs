@@ -9,7 +9,7 @@ use crate::format::record::{HEADERS_BIT, Kind, OnDamage, Proof as RecordProof, S
 use crate::format::seqset::SeqSet;
 use crate::pipeline;
 use crate::source::tree::{ChildKind, Tree as _};
-use crate::stream::mends::BlockMends;
+use crate::stream::mends::{BlockMends, Mends};
 use crate::stream::{BLOCK_FILE, BlockFile, Index, Scratch, Stream, proven_messages};
 use std::collections::HashSet;
 use std::ops::ControlFlow;
@@ -26,6 +26,8 @@ struct Look {
     unordered: bool,
     first: u64,
     last: u64,
+    /// Its last message.
+    last_message: u64,
     tombstones: Vec<u64>,
     /// Why it cannot be read.
     shut: Option<String>,
@@ -110,6 +112,7 @@ pub(super) fn mend(work: &mut Work<'_>, msgs: &Path) {
 /// Mends the blocks that need it, and notes what is missing between them.
 fn repair(work: &mut Work<'_>, stream: &Stream, known: &Known<'_>, looks: &[Look]) {
     let mut mends = (*stream.mends).clone();
+    behind_the_end(work, stream, looks, &mut mends);
     let mut last: Option<&Look> = None;
     for (i, l) in looks.iter().enumerate() {
         for seq in &l.tombstones {
@@ -159,6 +162,29 @@ fn repair(work: &mut Work<'_>, stream: &Stream, known: &Known<'_>, looks: &[Look
     super::set_mends(work, mends);
 }
 
+/// Messages behind the end that a valid `index.db` gives their block: deletes do not move it, so a server has cut the
+/// block there and written its index anew.
+fn behind_the_end(work: &mut Work<'_>, stream: &Stream, looks: &[Look], mends: &mut Mends) {
+    let Index::Valid(db) = &stream.index else {
+        return;
+    };
+    for l in looks {
+        let Some(entry) = db.blocks.iter().find(|b| b.index == l.file.n) else {
+            continue;
+        };
+        let next = db.blocks.iter().filter(|b| b.index > entry.index);
+        let next = next.map(|b| b.first).min().unwrap_or(u64::MAX);
+        if l.last_message > entry.last && l.last_message < next {
+            mends.distrust = true;
+            let place = stream.block_place(l.file.n);
+            work.report.note(format!(
+                "{place}: holds messages up to {}, index.db says {}: a server has cut the block; what is behind is taken, too",
+                l.last_message, entry.last
+            ));
+        }
+    }
+}
+
 /// Reads every block once, and says which need more than that.
 fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
     let mut looks = Vec::new();
@@ -175,6 +201,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                 unordered: false,
                 first: 0,
                 last: 0,
+                last_message: 0,
                 tombstones: Vec::new(),
                 shut: None,
             };
@@ -208,6 +235,9 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                         }
                         after = r.kind;
                         look.last = look.last.max(r.seq);
+                        if r.kind == Kind::Message {
+                            look.last_message = look.last_message.max(r.seq);
+                        }
                     });
                 }
                 Err(f) => {
@@ -231,7 +261,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
 fn add(
     work: &mut Work<'_>,
     stream: &Stream,
-    mends: &mut crate::stream::mends::Mends,
+    mends: &mut Mends,
     look: &Look,
     found: Outcome,
     bounds: (u64, u64),

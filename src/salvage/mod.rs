@@ -323,7 +323,8 @@ pub fn lost(report: &Report, stream: &Stream, state: &StreamState, held: &SeqSet
     };
     let mut known_to = 0;
     if let Some(db) = witness {
-        known_to = db.last_seq;
+        // One that does not list everything says nothing about the rest.
+        known_to = if stream.mends.distrust { 0 } else { db.last_seq };
         for b in &db.blocks {
             if b.msgs() == 0 {
                 continue;

@@ -671,9 +671,11 @@ fn witnessed(stream: &Stream) -> SeqSet {
         && stream.mends.witness
         && prior.last_seq > 0
     {
-        dead.insert_range(1, prior.last_seq);
+        // What lies between its blocks it does not know: a server that has cut a block wrote it anew.
+        if prior.first_seq > 1 {
+            dead.insert_range(1, prior.first_seq - 1);
+        }
         for b in prior.blocks.iter().filter(|b| b.msgs() > 0) {
-            dead.remove_range(b.first, b.last);
             dead.union_with(&b.deleted);
         }
     }

@@ -16,6 +16,8 @@ pub struct Mends {
     pub blocks: BTreeMap<u64, BlockMends>,
     /// An `index.db` that the server would reject still tells what is deleted.
     pub witness: bool,
+    /// A valid `index.db` does not list all that is live.
+    pub distrust: bool,
     /// Nothing is read but the messages that [`BlockMends::keep`] names.
     pub only_kept: bool,
 }

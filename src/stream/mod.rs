@@ -164,6 +164,9 @@ impl Stream {
                 }
                 stream.list_blocks(&*tree, &dir.join(&msgs));
                 stream.open_index(&*tree, &dir.join(&msgs), want);
+                if source.mends.distrust {
+                    stream.distrust_index();
+                }
                 if whole {
                     stream.list_leftovers(&*tree, &dir);
                 }
@@ -714,6 +717,18 @@ impl Stream {
             );
         }
         Ok(Index::Valid(db))
+    }
+
+    /// Takes a valid `index.db` for what it is where blocks hold more than it lists: a witness of deletes.
+    fn distrust_index(&mut self) {
+        self.index = match std::mem::replace(&mut self.index, Index::Missing) {
+            Index::Valid(db) => Index::Rejected {
+                why: "blocks hold messages behind the end that it gives them".into(),
+                outdated: false,
+                prior: Some(db),
+            },
+            other => other,
+        };
     }
 
     fn list_leftovers(&mut self, tree: &dyn Tree, dir: &Path) {
