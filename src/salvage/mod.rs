@@ -324,7 +324,11 @@ pub fn lost(report: &Report, stream: &Stream, state: &StreamState, held: &SeqSet
     let mut known_to = 0;
     if let Some(db) = witness {
         // One that does not list everything says nothing about the rest.
-        known_to = if stream.mends.distrust { 0 } else { db.last_seq };
+        known_to = if stream.mends.distrust {
+            0
+        } else {
+            db.last_seq
+        };
         for b in &db.blocks {
             if b.msgs() == 0 {
                 continue;

@@ -66,6 +66,7 @@ fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Res
         let opened = ctx.open(path)?;
         ctx.require_match(&opened)?;
         let mut one = check(ctx, &opened.source);
+        repairable(ctx, &opened.source, &mut one.findings);
         if sources.len() > 1 {
             // `file` is relative to its source; with several sources that alone would be ambiguous.
             for f in &mut one.findings {
@@ -125,21 +126,17 @@ pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
     let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);
     for s in source.streams.iter().filter(selected) {
         report.summary.streams += 1;
-        stream(ctx, source, s, &mut report);
+        stream(ctx, s, &mut report);
     }
     for s in source.groups.iter().filter(selected) {
-        stream(ctx, source, s, &mut report);
+        stream(ctx, s, &mut report);
     }
     report
 }
 
-fn stream(ctx: &Context<'_>, whole: &Source, source: &StreamSource, report: &mut Report) {
+fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
     let (stream, state, totals, mut all) = examine(ctx, source);
     on_start::tell(&stream, &state, &mut all);
-    let damaged = all.iter().any(|f| f.severity == Severity::Error);
-    if damaged && stream.role == Role::Stream && !stream.locked {
-        repairable(ctx, whole, source, &mut all);
-    }
     report.findings.append(&mut all);
     let s = &mut report.summary;
     s.consumers += stream.consumers.len() as u64;
@@ -151,29 +148,42 @@ fn stream(ctx: &Context<'_>, whole: &Source, source: &StreamSource, report: &mut
     }
 }
 
-/// Says of each error whether `salvage` puts it right: whether it is still there once it has.
-fn repairable(ctx: &Context<'_>, whole: &Source, source: &StreamSource, found: &mut [Finding]) {
+/// Says of each error in a stream whether `salvage` puts it right: whether it is still there once it has.
+fn repairable(ctx: &Context<'_>, whole: &Source, found: &mut [Finding]) {
     let how = How {
         seconds: SEARCH_SECONDS,
         unproven: false,
     };
     let names: Vec<String> = whole.streams.iter().map(|s| s.name.clone()).collect();
+    let assigned = Assignments::new();
     let beside = Beside {
         config: None,
         names: &names,
-        assigned: &Assignments::new(),
+        assigned: &assigned,
     };
-    let mended = mend_one(ctx, whole, source, &how, beside);
-    let (_, _, _, left) = examine(ctx, &mended.source);
-    let is_left = |f: &Finding| {
-        left.iter()
-            .any(|l| (l.code, &l.file, l.offset, l.seq) == (f.code, &f.file, f.offset, f.seq))
-    };
-    for f in found.iter_mut().filter(|f| f.severity == Severity::Error) {
-        // What stands in for a lost configuration is not the one that was lost.
-        let replaced =
-            mended.report.reconstructed && matches!(f.code, Code::MetaMissing | Code::MetaInvalid);
-        f.repairable = Some(!replaced && !is_left(f));
+    for source in &whole.streams {
+        let account = Some(source.account.as_str()).filter(|a| !a.is_empty());
+        let mut errors: Vec<&mut Finding> = found
+            .iter_mut()
+            .filter(|f| f.severity == Severity::Error)
+            .filter(|f| f.stream.as_deref() == Some(&*source.name))
+            .filter(|f| f.account.as_deref() == account)
+            .collect();
+        let locked = |f: &&mut Finding| matches!(f.code, Code::KeyMissing | Code::KeyWrong);
+        if errors.is_empty() || errors.iter().any(locked) {
+            continue;
+        }
+        let mended = mend_one(ctx, whole, source, &how, beside);
+        let (_, _, _, left) = examine(ctx, &mended.source);
+        for f in &mut errors {
+            let is_left = left
+                .iter()
+                .any(|l| (l.code, &l.file, l.offset, l.seq) == (f.code, &f.file, f.offset, f.seq));
+            // What stands in for a lost configuration is not the one that was lost.
+            let replaced = mended.report.reconstructed
+                && matches!(f.code, Code::MetaMissing | Code::MetaInvalid);
+            f.repairable = Some(!replaced && !is_left);
+        }
     }
 }
 
