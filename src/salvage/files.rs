@@ -18,7 +18,7 @@ const LISTED_SUBJECTS: usize = 8;
 
 impl Work<'_> {
     /// The name of a file for the report.
-    fn place(&self, path: &Path) -> String {
+    pub(super) fn place(&self, path: &Path) -> String {
         self.open(Want {
             subjects: false,
             consumers: false,
@@ -26,7 +26,7 @@ impl Work<'_> {
         .place(path)
     }
 
-    fn corrected(&mut self, path: &Path, fix: small::Fix, proof: Proof) {
+    pub(super) fn corrected(&mut self, path: &Path, fix: small::Fix, proof: Proof) {
         let place = self.place(path);
         self.report
             .corrections

@@ -9,6 +9,7 @@ pub mod assignments;
 mod blocks;
 pub mod deleted;
 mod files;
+mod idx;
 mod names;
 
 use crate::format::crypt::KeyRing;
@@ -254,6 +255,7 @@ pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
     names::stream_name(&mut work, &dir);
     files::stream(&mut work, &dir, &msgs);
     blocks::mend(&mut work, &msgs);
+    idx::mend(&mut work, &msgs);
     files::configuration(&mut work);
     Mended {
         source: work.source,
