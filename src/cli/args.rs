@@ -316,7 +316,7 @@ pub struct SalvageArgs {
     pub unverified: bool,
     /// Seconds to search for flipped bits in each damaged file; 0: do not search.
     #[arg(long, value_name = "SECONDS", default_value_t = crate::salvage::SECONDS)]
-    pub effort: u64,
+    pub effort: f64,
     /// File with the configuration of a stream that has lost its own (StreamConfig, JSON).
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub config: Option<PathBuf>,

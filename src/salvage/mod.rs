@@ -34,7 +34,7 @@ const BYTES_A_SECOND: u64 = 16 << 30;
 
 /// Seconds of search for each damaged file, unless asked otherwise: all single bits of a record of 400 kB on
 /// two cores.
-pub const SECONDS: u64 = 20;
+pub const SECONDS: f64 = 20.0;
 
 /// A stream gets so many times that in all.
 const FILES: u64 = 30;
@@ -47,7 +47,7 @@ pub struct Ask<'a> {
     /// Who works.
     pub threads: &'a Threads,
     /// Seconds of search for each damaged file, on all threads.
-    pub seconds: u64,
+    pub seconds: f64,
     /// Take records that cannot be proven.
     pub unproven: bool,
     /// The stream's configuration, where its own is lost.
@@ -63,9 +63,10 @@ pub struct Ask<'a> {
 }
 
 impl<'a> Ask<'a> {
-    /// What a second of search is worth.
-    fn second(&self) -> u64 {
-        BYTES_A_SECOND.saturating_mul(self.threads.count() as u64)
+    /// What may be searched in one file.
+    fn share(&self) -> u64 {
+        let second = BYTES_A_SECOND.saturating_mul(self.threads.count() as u64);
+        (self.seconds.max(0.0) * second as f64) as u64
     }
 }
 
@@ -178,9 +179,8 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     /// What may be searched in one file.
     fn effort(&self) -> Effort<'a> {
-        let share = self.ask.seconds.saturating_mul(self.ask.second());
         Effort {
-            bytes: share.min(self.left),
+            bytes: self.ask.share().min(self.left),
             parallel: self.ask.threads.count() > 1,
             cancel: Some(self.ask.stop),
             ..Effort::default()
@@ -240,10 +240,7 @@ pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
         overlay: Overlay::new(tree.clone()),
         report,
         copies: 0,
-        left: ask
-            .seconds
-            .saturating_mul(ask.second())
-            .saturating_mul(FILES),
+        left: ask.share().saturating_mul(FILES),
     };
     set_mends(
         &mut work,
@@ -274,10 +271,7 @@ fn archive(source: &StreamSource, path: &Path, ask: &Ask<'_>, report: &mut Repor
         return source.clone();
     }
     let effort = Effort {
-        bytes: ask
-            .seconds
-            .saturating_mul(ask.second())
-            .saturating_mul(FILES),
+        bytes: ask.share().saturating_mul(FILES),
         parallel: ask.threads.count() > 1,
         cancel: Some(ask.stop),
         ..Effort::default()

@@ -25,7 +25,7 @@ const LISTED: usize = 8;
 #[derive(Debug, Clone)]
 pub struct How {
     /// Seconds of search for each damaged file.
-    pub seconds: u64,
+    pub seconds: f64,
     /// Take records that cannot be proven.
     pub unproven: bool,
 }

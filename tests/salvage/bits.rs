@@ -120,7 +120,7 @@ fn mended(source: &StreamSource, keys: &KeyRing, threads: &Threads) -> Mended {
         Ask {
             keys,
             threads,
-            seconds: 1,
+            seconds: 1.0,
             unproven: false,
             config: None,
             assigned: &BTreeMap::new(),
