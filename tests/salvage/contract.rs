@@ -342,8 +342,9 @@ fn consumers_and_configuration() {
     fs::write(d.at("config.json"), config.to_string()).unwrap();
     let file = d.at("config.json");
     let more = ["-s", "ORDERS", "--config", file.to_str().unwrap()];
-    let (ran, _) = salvage(&d.fx, &d.store, &d.at("given"), &more);
-    ran.status(1);
+    let (ran, report) = salvage(&d.fx, &d.store, &d.at("given"), &more);
+    ran.status(0);
+    assert_eq!(row(&report, "ORDERS")["reconstructed"], false);
     assert!(d.missing(&d.at("given"), "ORDERS").is_empty());
     let given = info(&d.fx, &d.at("given"));
     let given = &given[&("$G".to_owned(), "ORDERS".to_owned())];
