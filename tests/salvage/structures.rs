@@ -258,7 +258,7 @@ fn each(what: &str, run: impl Fn(Case)) {
     for (fixture, stream) in STREAMS {
         for index in [true, false] {
             let old = fixture.starts_with("2.9");
-            if !(old && !index) {
+            if !old || index {
                 run(Case::new(what, fixture, stream, index));
             }
         }
