@@ -1,4 +1,4 @@
-//! What salvage has found out about a stream's blocks: applied whenever one is [loaded](super::load),
+//! What salvage has found out about a stream's blocks: applied whenever one is loaded,
 //! so that everything behind that works on mended blocks without knowing of it.
 
 use crate::format::hash::HashKey;
