@@ -19,11 +19,7 @@ const LISTED_SUBJECTS: usize = 8;
 impl Work<'_> {
     /// The name of a file for the report.
     pub(super) fn place(&self, path: &Path) -> String {
-        self.open(Want {
-            subjects: false,
-            consumers: false,
-        })
-        .place(path)
+        self.opened.place(path)
     }
 
     pub(super) fn corrected(&mut self, path: &Path, fix: small::Fix, proof: Proof) {

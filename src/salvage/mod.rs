@@ -170,6 +170,8 @@ struct Work<'a> {
     source: StreamSource,
     overlay: Overlay,
     report: Report,
+    /// The stream as it is, to name places in it.
+    opened: Stream,
     /// Files given names of their own.
     copies: usize,
     /// Search that the whole stream has left.
@@ -234,7 +236,12 @@ pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
         };
     };
     let (dir, msgs) = (dir.clone(), dir.join(msgs));
+    let places = Want {
+        subjects: false,
+        consumers: false,
+    };
     let mut work = Work {
+        opened: Stream::open(source, ask.keys, places),
         ask,
         source: source.clone(),
         overlay: Overlay::new(tree.clone()),

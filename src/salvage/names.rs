@@ -16,6 +16,10 @@ use std::path::Path;
 const NUMBERS: u64 = 1_000_000;
 /// So many blocks get all of them; others only those up to the highest there is, and a few more.
 const SEARCHED: usize = 16;
+/// Numbers that are tried in all, for each second of search and at most; opening a key counts as so many.
+const TRIES_A_SECOND: f64 = 500_000.0;
+const TRIES: u64 = 4_000_000;
+const KEY_TRY: u64 = 16;
 /// Records that are looked at to prove a block.
 const RECORDS: usize = 8;
 
@@ -144,6 +148,8 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path, suspects: &[u64]) -> bool
     let highest = files.iter().copied().max().unwrap_or(0);
     let mut moved: BTreeMap<u64, u64> = BTreeMap::new();
     let mut searched = 0;
+    let mut tries = (work.ask.seconds.max(0.0) * TRIES_A_SECOND) as u64;
+    tries = tries.min(TRIES);
     for &n in suspects {
         let path = msgs.join(format!("{n}.blk"));
         let key_bytes = read(work, &msgs.join(format!("{n}.key")), SMALL_FILE);
@@ -189,8 +195,19 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path, suspects: &[u64]) -> bool
         } else {
             top
         };
+        if heads.is_empty() && key_bytes.is_none() {
+            continue;
+        }
         let near = files.iter().copied().filter(|c| *c != n);
-        if let Some(found) = near.chain(1..=top).find(|c| fits(*c)) {
+        let cost = if key_bytes.is_some() { KEY_TRY } else { 1 };
+        let affordable = usize::try_from(tries / cost).unwrap_or(usize::MAX);
+        let mut tried = 0;
+        let found = near.chain(1..=top).take(affordable).find(|c| {
+            tried += cost;
+            fits(*c)
+        });
+        tries = tries.saturating_sub(tried);
+        if let Some(found) = found {
             moved.insert(n, found);
             continue;
         }

@@ -14,6 +14,7 @@ use crate::state::{Depth, StreamState, Survey, Totals, survey};
 use crate::stream::{INDEX_FILE, Index, Stream, Want};
 use serde::Serialize;
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -175,10 +176,13 @@ fn repairable(ctx: &Context<'_>, whole: &Source, found: &mut [Finding]) {
         }
         let mended = mend_one(ctx, whole, source, &how, beside);
         let (_, _, _, left) = examine(ctx, &mended.source);
+        type Place<'f> = (Code, &'f Option<String>, Option<u64>, Option<u64>);
+        let left: BTreeSet<Place<'_>> = left
+            .iter()
+            .map(|l| (l.code, &l.file, l.offset, l.seq))
+            .collect();
         for f in &mut errors {
-            let is_left = left
-                .iter()
-                .any(|l| (l.code, &l.file, l.offset, l.seq) == (f.code, &f.file, f.offset, f.seq));
+            let is_left = left.contains(&(f.code, &f.file, f.offset, f.seq));
             // What stands in for a lost configuration is not the one that was lost.
             let replaced = mended.report.reconstructed
                 && matches!(f.code, Code::MetaMissing | Code::MetaInvalid);
