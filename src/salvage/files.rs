@@ -2,6 +2,7 @@
 
 use super::{Correction, Proof, Work, read};
 use crate::finding::Code;
+use crate::format::backup_json::{BackupJson, StreamState};
 use crate::format::crypt::{self, KeyError, SealKey, open_key_file};
 use crate::format::index_db;
 use crate::format::mend::small;
@@ -250,6 +251,16 @@ pub(super) fn configuration(work: &mut Work<'_>) {
     ));
     let mut config = config;
     config.insert("name".into(), stream.name.clone().into());
+    let whole =
+        matches!(&work.source.body, Body::Blocks { msgs, .. } if !msgs.as_os_str().is_empty());
+    if !whole {
+        // Beside blocks alone there is no place for a meta.inf.
+        work.source.backup = Some(BackupJson {
+            config,
+            state: StreamState::default(),
+        });
+        return;
+    }
     let inf = MetaInf::new_stream(config, created);
     let inf = meta::encode_stream(&inf);
     let sum = meta::sum(&stream.name, &inf);

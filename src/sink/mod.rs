@@ -11,7 +11,7 @@ pub mod outgoing;
 pub mod staged;
 pub mod store;
 
-use crate::finding::{Finding, Severity};
+use crate::finding::{Code, Finding, Severity};
 use crate::format::index_db::BlockEntry;
 use crate::format::seqset::SeqSet;
 use std::io;
@@ -79,10 +79,12 @@ impl Written {
         }
     }
 
-    /// Of a source with these findings: keeps the errors, which were no reason to refuse it.
-    pub fn of_damaged(mut self, mut found: Vec<Finding>) -> Self {
+    /// Of a source with these findings: keeps the errors, which were no reason to refuse it; of a `salvaged` one also
+    /// sequences that are there twice, of which one was chosen.
+    pub fn of_damaged(mut self, mut found: Vec<Finding>, salvaged: bool) -> Self {
+        let twice = |f: &Finding| matches!(f.code, Code::RecordOrder | Code::BlockOverlap);
         found.append(&mut self.findings);
-        found.retain(|f| f.severity == Severity::Error);
+        found.retain(|f| f.severity == Severity::Error || (salvaged && twice(f)));
         self.findings = found;
         self
     }

@@ -312,7 +312,7 @@ fn one(
         lost(report, &d.stream, &d.state, &written.held)
     });
     Ok(Archived {
-        written: written.of_damaged(d.findings),
+        written: written.of_damaged(d.findings, salvage),
         consumers,
         lost,
     })

@@ -737,7 +737,7 @@ fn one(
         lost(report, &d.stream, &d.state, &written.held)
     });
     Ok(Restored {
-        written: written.of_damaged(d.findings),
+        written: written.of_damaged(d.findings, salvage),
         consumers,
         aside,
         lost,

@@ -354,6 +354,26 @@ fn consumers_and_configuration() {
 }
 
 #[test]
+fn one_block_alone() {
+    let d = Damaged::new();
+    let block = d.file("ORDERS", "1.blk");
+    let (ran, report) = salvage(&d.fx, &block, &d.at("guessed"), &["-s", "ORDERS"]);
+    ran.status(1);
+    assert_eq!(row(&report, "ORDERS")["reconstructed"], true);
+    assert!(d.missing(&d.at("guessed"), "ORDERS").is_empty());
+    let config = &d.fx.truth["accounts"]["$G"]["ORDERS"]["config"];
+    fs::write(d.at("config.json"), config.to_string()).unwrap();
+    let file = d.at("config.json");
+    let more = ["-s", "ORDERS", "--config", file.to_str().unwrap()];
+    let (ran, _) = salvage(&d.fx, &block, &d.at("given"), &more);
+    ran.status(0);
+    assert!(d.missing(&d.at("given"), "ORDERS").is_empty());
+    let given = info(&d.fx, &d.at("given"));
+    let given = &given[&("$G".to_owned(), "ORDERS".to_owned())];
+    assert_eq!(given["config"]["subjects"], config["subjects"]);
+}
+
+#[test]
 fn threads_make_no_difference() {
     let d = Damaged::new();
     for (_, _, dir) in stream_dirs(&d.store) {
