@@ -5,7 +5,7 @@
 //! `index.db`. By default one bit of every 61 is tried; `JETSAM_EVERY_BIT=1` tries all of them (some minutes):
 //!
 //! ```text
-//! JETSAM_EVERY_BIT=1 cargo test --release --test salvage bits -- --nocapture
+//! JETSAM_EVERY_BIT=1 cargo test --release --test salvage bits:: -- --nocapture
 //! ```
 //!
 //! Which bits cannot be brought back, because nothing on disk could tell, is what [`by_kind`] and [`told`] say.
@@ -297,8 +297,12 @@ fn files(fx: &Fixture, store: &Path) -> Vec<File> {
                 (n, "blk") => {
                     let (logical, compressed) = &blocks[&n.parse().unwrap()];
                     if *compressed && sealed {
-                        // Where what is does not matter much; the plain one tells.
-                        vec![("compressed block", "any"); len]
+                        // The chunks' fields are where they are in the plain store; its header
+                        // counts the bytes of the block.
+                        let mut kinds = vec![("compressed block", "any"); len];
+                        let digits = (usize::BITS - logical.len().leading_zeros()).div_ceil(7);
+                        kinds[4..4 + digits as usize].fill(("compressed block", "original size"));
+                        kinds
                     } else if *compressed {
                         let fields = compressed_fields(&fs::read(&path).unwrap());
                         let kind = |f| ("compressed block", f);
