@@ -25,8 +25,7 @@ struct Found {
 }
 
 // ---------------------------------------------------------------------------------------------------------------
-// TO BE WIRED to the library's check verb: then set IN_PROCESS, and every bit is tried. A process for each bit would
-// take hours, so until then only some bits are.
+// In this process every bit is tried; with a process for each, which takes hours, only some are.
 const IN_PROCESS: bool = true;
 
 fn check_dir(path: &Path, keys: Option<&str>) -> Vec<Found> {

@@ -14,6 +14,7 @@
 
 #[path = "salvage/bits.rs"]
 mod bits;
+#[macro_use]
 mod common;
 #[path = "salvage/contract.rs"]
 mod contract;

@@ -102,10 +102,7 @@ fn snapshot(group: &StreamSource, out: &mut Assignments) {
 
 /// What the log says since.
 fn log(group: &StreamSource, keys: &KeyRing, threads: &Threads, out: &mut Assignments) {
-    let want = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let want = Want::NOTHING;
     let stream = Stream::open(group, keys, want);
     let found = survey(&stream, threads, Depth::default(), &|_| {});
     let pass = Pass::new(&stream, &found.state, threads, &|_| {});

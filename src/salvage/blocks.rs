@@ -11,7 +11,7 @@ use crate::pipeline;
 use crate::source::tree::{ChildKind, Tree as _};
 use crate::stream::mends::{BlockMends, Mends};
 use crate::stream::{BLOCK_FILE, BlockFile, Index, Scratch, Stream, proven_messages};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -93,20 +93,20 @@ impl<'s> Subjects<'s> {
 /// Looks at all blocks, and mends those that need it.
 pub(super) fn mend(work: &mut Work<'_>, msgs: &Path) {
     copies(work, msgs);
-    let stream = work.open(EVERYTHING);
-    let subjects = Subjects::of(&stream);
-    let looks = subjects.with(|known| look(work, &stream, known));
-    // Of a block under a wrong number nothing proves itself, and its key does not open.
-    let is_suspect = |l: &&Look| l.file.len > 0 && (l.shut.is_some() || !l.proven);
-    let suspects: Vec<u64> = looks.iter().filter(is_suspect).map(|l| l.file.n).collect();
-    if suspects.is_empty() || !super::names::blocks(work, msgs, &suspects) {
-        subjects.with(|known| repair(work, &stream, known, &looks));
-        return;
+    let mut renamed = false;
+    loop {
+        let stream = work.open(EVERYTHING);
+        let subjects = Subjects::of(&stream);
+        let looks = subjects.with(|known| look(work, &stream, known));
+        // Of a block under a wrong number nothing proves itself, and its key does not open.
+        let is_suspect = |l: &&Look| l.file.len > 0 && (l.shut.is_some() || !l.proven);
+        let suspects: Vec<u64> = looks.iter().filter(is_suspect).map(|l| l.file.n).collect();
+        if renamed || suspects.is_empty() || !super::names::blocks(work, msgs, &suspects) {
+            subjects.with(|known| repair(work, &stream, known, &looks));
+            return;
+        }
+        renamed = true;
     }
-    let stream = work.open(EVERYTHING);
-    let subjects = Subjects::of(&stream);
-    let looks = subjects.with(|known| look(work, &stream, known));
-    subjects.with(|known| repair(work, &stream, known, &looks));
 }
 
 /// Mends the blocks that need it, and notes what is missing between them.
@@ -129,21 +129,22 @@ fn repair(work: &mut Work<'_>, stream: &Stream, known: &Known<'_>, looks: &[Look
             work.report
                 .note(format!("{place}: its records are out of order: sorted"));
         }
+        let next = || looks.iter().skip(i + 1).find(|l| l.last > 0);
         if l.damaged {
-            let next = looks.iter().skip(i + 1).find(|l| l.last > 0);
             let bounds = (
                 last.map_or(0, |l| l.last),
-                next.map_or(u64::MAX, |l| l.first),
+                next().map_or(u64::MAX, |l| l.first),
             );
             let found = one(work, stream, &l.file, known);
             add(work, stream, &mut mends, l, found, bounds);
-        } else if l.last == 0 && l.file.len > 0 && l.shut.is_some() {
-            let next = looks.iter().skip(i + 1).find(|l| l.last > 0);
-            if let (Some(a), Some(b)) = (last, next) {
-                work.report
-                    .doubtful
-                    .insert_range(a.last.saturating_add(1), b.first.saturating_sub(1));
-            }
+        } else if l.last == 0
+            && l.file.len > 0
+            && l.shut.is_some()
+            && let (Some(a), Some(b)) = (last, next())
+        {
+            work.report
+                .doubtful
+                .insert_range(a.last.saturating_add(1), b.first.saturating_sub(1));
         }
         // A number that is missing may be a block that is.
         if let Some(before) = last
@@ -168,12 +169,18 @@ fn behind_the_end(work: &mut Work<'_>, stream: &Stream, looks: &[Look], mends: &
     let Index::Valid(db) = &stream.index else {
         return;
     };
+    let entries: BTreeMap<u64, _> = db.blocks.iter().map(|b| (b.index, b)).collect();
+    // With the lowest first sequence of all that follow: an index written by hand need not be in order.
+    let mut next = u64::MAX;
+    let mut following = BTreeMap::new();
+    for (n, entry) in entries.iter().rev() {
+        following.insert(*n, next);
+        next = next.min(entry.first);
+    }
     for l in looks {
-        let Some(entry) = db.blocks.iter().find(|b| b.index == l.file.n) else {
+        let (Some(entry), Some(&next)) = (entries.get(&l.file.n), following.get(&l.file.n)) else {
             continue;
         };
-        let next = db.blocks.iter().filter(|b| b.index > entry.index);
-        let next = next.map(|b| b.first).min().unwrap_or(u64::MAX);
         if l.last_message > entry.last && l.last_message < next {
             mends.distrust = true;
             let place = stream.block_place(l.file.n);

@@ -28,26 +28,10 @@ pub struct Found {
 /// The configuration of a stream of deleted messages: it takes no subject that another stream has, and
 /// removes nothing by itself.
 pub fn configuration(name: &str, of: &str) -> Map<String, Value> {
-    let config = json!({
-        "name": name,
-        "description": format!("messages deleted from {of}, found by jetsam salvage"),
-        "subjects": [name],
-        "retention": "limits",
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_age": 0,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
-        "discard": "old",
-        "storage": "file",
-        "num_replicas": 1,
-        "allow_direct": true,
-    });
-    match config {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
+    let mut config = super::unlimited(name, json!([name]));
+    let description = format!("messages deleted from {of}, found by jetsam salvage");
+    config.insert("description".into(), description.into());
+    config
 }
 
 /// The messages of a stream that are deleted and still in its blocks. `None` where there are none.

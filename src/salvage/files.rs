@@ -10,7 +10,7 @@ use crate::format::meta::{self, MetaInf};
 use crate::source::tree::{ChildKind, Tree as _};
 use crate::source::{Body, numbered};
 use crate::stream::{CONSUMER_FILE, INDEX_FILE, META_FILE, SMALL_FILE, Want};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -150,10 +150,7 @@ impl Work<'_> {
 pub(super) fn stream(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
     let whole =
         matches!(&work.source.body, Body::Blocks { msgs, .. } if !msgs.as_os_str().is_empty());
-    let none = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let none = Want::NOTHING;
     let (name, account) = (work.source.name.clone(), work.source.account.clone());
     let stream = work.open(none);
     let info = stream.key_info().to_vec();
@@ -295,26 +292,11 @@ fn reconstruct(stream: &crate::stream::Stream, work: &Work<'_>) -> Map<String, V
             && magic == crate::format::block::S2_MAGIC
     };
     let s2 = stream.blocks.iter().any(|b| compressed(b.n));
-    let config = json!({
-        "name": stream.name,
-        "subjects": generalise(&seen, &stream.name),
-        "retention": "limits",
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_age": 0,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
-        "discard": "old",
-        "storage": "file",
-        "num_replicas": 1,
-        "compression": if s2 { "s2" } else { "none" },
-        "allow_direct": true,
-    });
-    match config {
-        Value::Object(map) => map,
-        _ => Map::new(),
-    }
+    let subjects = generalise(&seen, &stream.name);
+    let mut config = super::unlimited(&stream.name, subjects.into());
+    let compression = if s2 { "s2" } else { "none" };
+    config.insert("compression".into(), compression.into());
+    config
 }
 
 /// Subjects that take all of `seen`: as they are where they are few, else by their first tokens.

@@ -23,7 +23,7 @@ use crate::state::{Progress, StreamState};
 use crate::stream::mends::Mends;
 use crate::stream::{Index, Stream, Want};
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -236,10 +236,7 @@ pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
         };
     };
     let (dir, msgs) = (dir.clone(), dir.join(msgs));
-    let places = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let places = Want::NOTHING;
     let mut work = Work {
         opened: Stream::open(source, ask.keys, places),
         ask,
@@ -371,4 +368,27 @@ const EVERYTHING: Want = Want {
 /// Puts mends in the source's place.
 fn set_mends(work: &mut Work<'_>, mends: Mends) {
     work.source.mends = Arc::new(mends);
+}
+
+/// A configuration as a server gives a stream of which nothing but the subjects is asked.
+fn unlimited(name: &str, subjects: Value) -> Map<String, Value> {
+    let config = json!({
+        "name": name,
+        "subjects": subjects,
+        "retention": "limits",
+        "max_consumers": -1,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msgs_per_subject": -1,
+        "max_msg_size": -1,
+        "discard": "old",
+        "storage": "file",
+        "num_replicas": 1,
+        "allow_direct": true,
+    });
+    match config {
+        Value::Object(map) => map,
+        _ => Map::new(),
+    }
 }

@@ -67,14 +67,7 @@ fn proofs(work: &Work<'_>, dir: &Path, name: &str, enough: usize) -> usize {
     }
     let mut source = work.source.clone();
     name.clone_into(&mut source.name);
-    let stream = crate::stream::Stream::open(
-        &source,
-        work.ask.keys,
-        Want {
-            subjects: false,
-            consumers: false,
-        },
-    );
+    let stream = crate::stream::Stream::open(&source, work.ask.keys, Want::NOTHING);
     let msgs = stream.msgs_dir();
     if let Some(index) = read(work, &msgs.join("index.db"), INDEX_FILE) {
         found += usize::from(index_db::check_hash(&index, name.as_bytes()).is_ok());
@@ -134,10 +127,7 @@ fn first_records(bytes: &[u8]) -> impl Iterator<Item = Record<'_>> {
 /// hash, and of the key. Says whether any was found.
 pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path, suspects: &[u64]) -> bool {
     let name = work.source.name.clone();
-    let stream = work.open(Want {
-        subjects: false,
-        consumers: false,
-    });
+    let stream = work.open(Want::NOTHING);
     let info = stream.key_info().to_vec();
     let children = work.overlay.children(msgs).unwrap_or_default();
     let files: Vec<u64> = children

@@ -795,10 +795,7 @@ mod tests {
 
     fn open(dir: &tempfile::TempDir) -> Stream {
         let source = source::open(&dir.path().join("S"), &OpenOptions::default()).unwrap();
-        let want = Want {
-            subjects: false,
-            consumers: false,
-        };
+        let want = Want::NOTHING;
         Stream::open(source.streams.first().unwrap(), &KeyRing::default(), want)
     }
 

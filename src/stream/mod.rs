@@ -79,6 +79,14 @@ pub struct Want {
     pub consumers: bool,
 }
 
+impl Want {
+    /// Where the blocks are, and nothing else.
+    pub const NOTHING: Self = Self {
+        subjects: false,
+        consumers: false,
+    };
+}
+
 /// A stream, opened.
 #[derive(Debug)]
 pub struct Stream {

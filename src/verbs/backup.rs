@@ -412,7 +412,7 @@ fn total(ctx: &mut Context<'_>, outcomes: &[Outcome], time: Duration) -> Result<
 }
 
 fn as_json(o: &Outcome) -> Value {
-    let mut v = json!({
+    let v = json!({
         "account": o.account,
         "stream": o.stream,
         "path": text(&o.path),
@@ -432,8 +432,5 @@ fn as_json(o: &Outcome) -> Value {
         }),
         Err(refusal) => json!({ "error": refusal.reason("archives") }),
     };
-    if let (Some(v), Value::Object(more)) = (v.as_object_mut(), more) {
-        v.extend(more);
-    }
-    v
+    render::joined(v, more)
 }

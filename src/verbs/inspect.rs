@@ -336,14 +336,7 @@ fn records(
         findings: Vec::new(),
         mends: Default::default(),
     };
-    let stream = Stream::open(
-        &source,
-        &ctx.keys,
-        Want {
-            subjects: false,
-            consumers: false,
-        },
-    );
+    let stream = Stream::open(&source, &ctx.keys, Want::NOTHING);
     let len = std::fs::metadata(path).map_or(0, |m| m.len());
     let key = tree.stat(Path::new(&format!("{n}.key"))).is_ok();
     let file = BlockFile {

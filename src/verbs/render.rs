@@ -1,6 +1,7 @@
 //! Human output: sizes, times, tables, colours. Colours only where the style says so.
 
 use crate::finding::{Finding, Severity};
+use serde_json::Value;
 
 /// How human output looks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -205,4 +206,12 @@ pub fn place(f: &Finding) -> String {
 /// A finding in one line.
 pub fn finding_line(f: &Finding) -> String {
     format!("{}: {}: {}", place(f), f.code.as_str(), safe(&f.detail))
+}
+
+/// Two objects in one.
+pub(super) fn joined(mut object: Value, more: Value) -> Value {
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+    object
 }

@@ -62,10 +62,7 @@ pub struct Options {
 impl Options {
     /// With one replica where the stream has more: a server on its own starts no other.
     fn with_replicas(&self, source: &StreamSource, keys: &KeyRing) -> Self {
-        let want = Want {
-            subjects: false,
-            consumers: false,
-        };
+        let want = Want::NOTHING;
         let meta = Stream::open(source, keys, want).meta;
         let replicated = meta.is_some_and(|m| m.num_replicas() > 1);
         Self {
@@ -139,10 +136,7 @@ fn neighbours(root: &Path, keys: &KeyRing) -> Result<Vec<Neighbour>, Failure> {
         // Nothing in it yet.
         Err(_) => return Ok(Vec::new()),
     };
-    let want = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let want = Want::NOTHING;
     Ok(found
         .streams
         .iter()
@@ -214,10 +208,7 @@ fn plan_one<'s>(
     there: &mut Vec<Neighbour>,
     plans: &[Plan<'_>],
 ) -> Result<Plan<'s>, Failure> {
-    let want = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let want = Want::NOTHING;
     let stream = Stream::open(source, &ctx.keys, want);
     let account = match (&options.to_account, source.account.as_str()) {
         (Some(account), _) => account.clone(),

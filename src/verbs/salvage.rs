@@ -153,10 +153,7 @@ pub(super) fn report_of<'r>(reports: &'r Reports, source: &StreamSource) -> Opti
 }
 
 fn size(source: &StreamSource, ctx: &Context<'_>) -> u64 {
-    let want = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let want = Want::NOTHING;
     let stream = Stream::open(source, &ctx.keys, want);
     stream.blocks.iter().map(|b| b.len).sum()
 }
@@ -222,10 +219,9 @@ fn all(
     let mut rows: Vec<Value> = Vec::new();
     let mut deleted_rows: Vec<Value> = Vec::new();
     let mut text = String::new();
-    let mut exit = Exit::Clean;
     let none = Report::default();
     let report = |s: &StreamSource| report_of(&reports, s).unwrap_or(&none);
-    let done = match options.format {
+    let exit = match options.format {
         Some(format) => {
             let how = backup::Options {
                 format,
@@ -298,7 +294,6 @@ fn all(
             restore::salvaged(ctx, &opened, dest, jobs, metrics, &mut tell)?
         }
     };
-    exit = exit.worse(done);
     if exit == Exit::Interrupted {
         return Ok(exit);
     }
@@ -343,10 +338,7 @@ struct DeletedMessages {
 
 fn find_deleted(ctx: &Context<'_>, opened: &Opened) -> Vec<DeletedMessages> {
     let mut out = Vec::new();
-    let want = Want {
-        subjects: false,
-        consumers: false,
-    };
+    let want = Want::NOTHING;
     for source in opened.streams(&ctx.selector) {
         let stream = Stream::open(source, &ctx.keys, want);
         let found = survey(&stream, &ctx.threads, Depth::default(), &|_| {});
@@ -463,7 +455,7 @@ fn report_path(dest: &Path) -> PathBuf {
 }
 
 fn row(o: &Outcome<'_>, report: &Report) -> Value {
-    let mut v = json!({
+    let v = json!({
         "account": o.account,
         "stream": o.stream,
         "path": text(&o.path),
@@ -491,10 +483,7 @@ fn row(o: &Outcome<'_>, report: &Report) -> Value {
             "notes": report.notes,
         }),
     };
-    if let (Some(v), Value::Object(more)) = (v.as_object_mut(), more) {
-        v.extend(more);
-    }
-    v
+    render::joined(v, more)
 }
 
 fn lines(out: &mut String, o: &Outcome<'_>, report: &Report) {

@@ -152,14 +152,7 @@ pub fn run(ctx: &mut Context<'_>, source: &Path, options: &Options) -> Result<Ex
         if left == 0 {
             break;
         }
-        let mut stream = Stream::open(
-            s,
-            &ctx.keys,
-            Want {
-                subjects: false,
-                consumers: false,
-            },
-        );
+        let mut stream = Stream::open(s, &ctx.keys, Want::NOTHING);
         findings.append(&mut stream.findings);
         // Without its key nothing of it can be read.
         if !stream.locked {

@@ -21,6 +21,47 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Gives a macro every fixture of `stores`, as `module = "name",`.
+#[allow(unused_macros, reason = "as above")]
+macro_rules! every_store {
+    ($with:ident) => {
+        $with! {
+            v2_2_6_basic = "2.2.6-basic",
+            v2_7_4_chacha_basic = "2.7.4-chacha-basic",
+            v2_7_4_kv = "2.7.4-kv",
+            v2_9_25_accounts = "2.9.25-accounts",
+            v2_9_25_basic = "2.9.25-basic",
+            v2_9_25_cluster = "2.9.25-cluster",
+            v2_9_25_kill_basic = "2.9.25-kill-basic",
+            v2_10_29_basic = "2.10.29-basic",
+            v2_10_29_chacha_compress = "2.10.29-chacha-compress",
+            v2_10_29_compress = "2.10.29-compress",
+            v2_11_17_kill_basic = "2.11.17-kill-basic",
+            v2_11_17_new = "2.11.17-new",
+            v2_12_15_accounts = "2.12.15-accounts",
+            v2_12_15_basic = "2.12.15-basic",
+            v2_12_15_compress = "2.12.15-compress",
+            v2_12_15_kv = "2.12.15-kv",
+            v2_12_15_new = "2.12.15-new",
+            v2_14_5_aes_basic = "2.14.5-aes-basic",
+            v2_14_5_aes_cluster = "2.14.5-aes-cluster",
+            v2_14_5_basic = "2.14.5-basic",
+            v2_14_5_chacha_compress = "2.14.5-chacha-compress",
+            v2_14_5_cluster = "2.14.5-cluster",
+            v2_14_5_compress = "2.14.5-compress",
+            v2_14_5_kill_basic = "2.14.5-kill-basic",
+            v2_14_5_kv = "2.14.5-kv",
+            v2_14_5_new = "2.14.5-new",
+            v2_15_2_accounts = "2.15.2-accounts",
+            v2_15_2_basic = "2.15.2-basic",
+            v2_15_2_chacha_compress = "2.15.2-chacha-compress",
+            v2_15_2_compress = "2.15.2-compress",
+            v2_15_2_kv = "2.15.2-kv",
+            v2_15_2_new = "2.15.2-new",
+        }
+    };
+}
+
 /// `fixtures/` in the repository.
 pub fn fixtures_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures")

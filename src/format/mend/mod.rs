@@ -288,7 +288,16 @@ fn search<T: Send>(
 
 #[cfg(test)]
 mod tests {
+    use super::Effort;
     use std::io::Read as _;
+
+    /// One flip a place, and all the search that it takes.
+    pub(super) const ONE: Effort<'_> = Effort {
+        bytes: 1 << 36,
+        near: 0,
+        parallel: false,
+        cancel: None,
+    };
 
     /// A file of the stream in a tiny store that a server made.
     pub(super) fn tiny(fixture: &str, name: &str) -> Vec<u8> {

@@ -774,17 +774,11 @@ fn next_is_likely(buf: &[u8], after: Option<u64>, before: Option<u64>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Noise, tiny};
+    use super::super::tests::{Noise, ONE, tiny};
     use super::*;
     use crate::format::hash::HashKey;
     use crate::format::record::{NewRecord, encode};
 
-    const ONE: Effort<'_> = Effort {
-        bytes: 1 << 36,
-        near: 0,
-        parallel: false,
-        cancel: None,
-    };
     const TWO: Effort<'_> = Effort { near: 16, ..ONE };
 
     /// What `walk` makes of a block: the records with what was mended, as bytes.

@@ -1254,16 +1254,9 @@ fn unfinished(done: &[u8], offset: usize, records: &Records<'_>) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{Noise, tiny};
+    use super::super::tests::{Noise, ONE, tiny};
     use super::*;
     use crate::format::block;
-
-    const ONE: Effort<'_> = Effort {
-        bytes: 1 << 36,
-        near: 0,
-        parallel: false,
-        cancel: None,
-    };
 
     fn decompressed(
         raw: &[u8],
