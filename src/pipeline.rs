@@ -28,6 +28,12 @@ impl Threads {
         Ok(Self { pool, count })
     }
 
+    /// One more, for work that ends with a write: while one worker waits for the disk the others keep all cores
+    /// busy. `None` for a single thread, which is what was asked for then.
+    pub fn and_one(&self) -> Option<Self> {
+        Self::new(self.count.checked_add(1).filter(|n| *n > 2)?).ok()
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         self.count

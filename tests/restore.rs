@@ -676,6 +676,68 @@ fn an_archive_with_findings() {
     }
 }
 
+/// An archive that says what it holds is read once, and what it says is compared: where it is wrong, or tells half
+/// of what there is, the messages decide.
+#[test]
+fn what_an_archive_says_of_itself_is_compared() {
+    let fx = Fixture::open("2.14.5-basic");
+    let work = temp();
+    let backup = work.path().join("backup");
+    fx.jetsam()
+        .arg("backup")
+        .args([&fx.stores()[0], &backup])
+        .args(["-s", "ORDERS"])
+        .run()
+        .status(0);
+    let (archive, claim) = (backup.join("stream.tar.s2"), backup.join("backup.json"));
+    let said: Value = serde_json::from_slice(&fs::read(&claim).unwrap()).unwrap();
+    let mut want = truth(&fx, "$G", "ORDERS");
+    want["consumers"] = json!([]);
+    let restored = |what: &str| {
+        let store = work.path().join("store");
+        restore(&fx, &backup, &store, &["--no-consumers"]).status(0);
+        let got = found(&fx, &store, "$G", "ORDERS");
+        same(what, &got, &want);
+        fs::remove_dir_all(&store).unwrap();
+    };
+    restored("as it is");
+    let n = |key: &str| said["state"][key].as_u64().unwrap();
+    for (key, wrong) in [
+        ("messages", n("messages") - 1),
+        ("messages", n("messages") + 1),
+        ("bytes", n("bytes") + 1),
+        ("first_seq", n("first_seq") + 1),
+        ("last_seq", n("last_seq") - 1),
+        ("last_seq", n("last_seq") + 1),
+    ] {
+        let mut other = said.clone();
+        other["state"][key] = json!(wrong);
+        fs::write(&claim, other.to_string()).unwrap();
+        restored(&format!("{key} {wrong}"));
+    }
+    fs::write(&claim, said.to_string()).unwrap();
+
+    // The server's own blocks, with deleted messages and the tombstones that name them.
+    let dir = stream_dir(&fx.stores()[0], "$G", "ORDERS");
+    let mut tar = Tar::default();
+    for name in ["meta.inf", "meta.sum"] {
+        tar = tar.file(name, &fs::read(dir.join(name)).unwrap());
+    }
+    let mut blocks = 0;
+    for name in finished(&dir.join("msgs")) {
+        if name.ends_with(".blk") {
+            tar = tar.file(
+                &format!("msgs/{name}"),
+                &fs::read(dir.join("msgs").join(&name)).unwrap(),
+            );
+            blocks += 1;
+        }
+    }
+    assert!(blocks > 0);
+    fs::write(&archive, tar.end()).unwrap();
+    restored("with deleted messages in it");
+}
+
 #[test]
 fn overlapping_subjects() {
     let fx = Fixture::open("2.14.5-basic");

@@ -17,6 +17,7 @@ use crate::format::sched_db::{self, SchedDb, SchedEntry};
 use crate::format::sources_db::{self, SourceEntry, SourcesDb};
 use crate::format::thw_db::{self, ThwDb};
 use crate::format::{block as block_format, meta, o_dat};
+use crate::state::limits;
 use crate::state::subjects::SubjectMap;
 use crate::state::visit::Pass;
 use std::collections::BTreeMap;
@@ -372,6 +373,7 @@ fn blocks(
         Ok((block, len))
     };
     let (mut error, mut last_live, mut last_number) = (None, 0, 0);
+    let mut in_order = true;
     let findings = pass.run_with(
         || Block::in_buffer(buffers.take()),
         |block, m| {
@@ -385,6 +387,7 @@ fn blocks(
                     written.messages = written.messages.saturating_add(block.entry.msgs());
                     written.raw = written.raw.saturating_add(block.len);
                     written.compressed = written.compressed.saturating_add(len);
+                    in_order &= block.entry.first > last_live;
                     last_live = block.entry.last.max(last_live);
                     last_number = block.entry.index.max(last_number);
                     if salvage {
@@ -411,7 +414,18 @@ fn blocks(
     let first = index.db.first_seq;
     let misplaced =
         written.messages > 0 && (last_live > state.last_seq || first != state.first_seq);
-    let damaged = misplaced || findings.iter().any(|f| f.severity == Severity::Error);
+    let unlike = state.is_claim_of_blocks() && {
+        let most = out
+            .stream
+            .meta
+            .as_ref()
+            .map_or(u64::MAX, limits::per_subject);
+        !in_order
+            || last_live != state.last_seq
+            || index.db.bytes != state.bytes
+            || index.subjects.iter().any(|(_, n)| n > most)
+    };
+    let damaged = misplaced || unlike || findings.iter().any(|f| f.severity == Severity::Error);
     if (damaged || written.messages != out.state.msgs) && !salvage {
         return Err(SinkError::Damaged {
             findings,

@@ -6,6 +6,7 @@
 use super::StreamState;
 use super::subjects::SubjectMap;
 use super::visit::live_records;
+use crate::format::meta::MetaInf;
 use crate::format::record::Record;
 use crate::stream::{Scratch, Stream};
 
@@ -82,13 +83,29 @@ pub(super) struct StreamTotals {
     bytes: u64,
 }
 
+/// A limit of a configuration; none is the highest number.
+fn limit(v: i64) -> u64 {
+    u64::try_from(v).ok().filter(|v| *v > 0).unwrap_or(u64::MAX)
+}
+
+/// How many messages of one subject the stream keeps.
+pub fn per_subject(meta: &MetaInf) -> u64 {
+    limit(meta.max_msgs_per_subject())
+}
+
+/// Whether a state is within the limits of the stream, but for those of single subjects.
+pub(super) fn allow(stream: &Stream, state: &StreamState) -> bool {
+    stream.meta.as_ref().is_none_or(|meta| {
+        state.msgs <= limit(meta.max_msgs()) && state.bytes <= limit(meta.max_bytes())
+    })
+}
+
 /// Enforces the limits of the stream's configuration on a scanned state.
 pub(super) fn enforce(stream: &Stream, state: &mut StreamState) {
     let Some(meta) = &stream.meta else { return };
     if stream.role != crate::source::Role::Stream {
         return;
     }
-    let limit = |v: i64| u64::try_from(v).ok().filter(|v| *v > 0).unwrap_or(u64::MAX);
     let (max_msgs, max_bytes) = (limit(meta.max_msgs()), limit(meta.max_bytes()));
     let over = |t: &StreamTotals| t.msgs > max_msgs || t.bytes > max_bytes;
     let now = StreamTotals {
@@ -98,7 +115,7 @@ pub(super) fn enforce(stream: &Stream, state: &mut StreamState) {
     if meta.discard() != "new" && over(&now) {
         remove_from_head(stream, state, |_, t, _| over(t), |t, _| !over(t));
     }
-    let per_subject = limit(meta.max_msgs_per_subject());
+    let per_subject = per_subject(meta);
     if per_subject < u64::MAX {
         let mut excess: u64 = state.subjects.as_ref().map_or(0, |m| {
             m.iter().map(|(_, n)| n.saturating_sub(per_subject)).sum()

@@ -5,7 +5,7 @@
 //! wall clock: nothing expires here.
 
 pub mod consumers;
-mod limits;
+pub mod limits;
 pub mod scan;
 pub mod subjects;
 pub mod visit;
@@ -84,7 +84,7 @@ pub enum Origin {
     Scan,
     /// The archive's own `state.json`, compared with what it holds.
     Archive,
-    /// The archive's own `state.json`, unread the rest.
+    /// What the archive says of itself, unread the rest: its blocks, if it has any, hold live messages only.
     Claimed,
 }
 
@@ -114,6 +114,11 @@ pub struct StreamState {
 }
 
 impl StreamState {
+    /// True where the blocks are only claimed to hold nothing but live messages.
+    pub fn is_claim_of_blocks(&self) -> bool {
+        self.origin == Origin::Claimed && !self.blocks.is_empty()
+    }
+
     /// How many sequences between first and last hold no message.
     pub fn num_deleted(&self) -> u64 {
         if self.last_seq > self.first_seq {
@@ -253,10 +258,33 @@ pub fn survey(stream: &Stream, threads: &Threads, depth: Depth, progress: Progre
     }
 }
 
-/// The state that a NATSARC1 archive claims to hold, without reading it: for a pass that reads it all anyway, and
-/// has to compare then. `None` for anything else.
+/// The state that an archive claims to hold, without reading it: for a pass that reads it all anyway, and has to
+/// compare then. `None` for anything else, and where something besides the claim has a say in what is live.
 pub fn claimed(stream: &Stream) -> Option<StreamState> {
-    stream.entries().map(|v2| scan::claimed(v2))
+    if let Some(v2) = stream.entries() {
+        return Some(scan::claimed(v2.state()));
+    }
+    let mut state = scan::claimed(stream.claimed.as_ref()?);
+    let bare = |b: &BlockFile| !b.key && !b.idx && !b.fss && b.len > 0;
+    let plain = matches!(stream.index, Index::Missing)
+        && stream.meta.is_some()
+        && !stream.blocks.is_empty()
+        && stream.blocks.iter().all(bare);
+    if !plain || !limits::allow(stream, &state) {
+        return None;
+    }
+    state.blocks = stream
+        .blocks
+        .iter()
+        .map(|b| BlockState {
+            n: b.n,
+            first: state.first_seq,
+            last: state.last_seq,
+            msgs: 1,
+            ..BlockState::default()
+        })
+        .collect();
+    Some(state)
 }
 
 /// The blocks that a state refers to, with their files: what a visit of all messages reads.

@@ -826,9 +826,8 @@ fn combine(blocks: Vec<BlockState>, subjects: SubjectMap) -> StreamState {
     s
 }
 
-/// What `state.json` says.
-pub(super) fn claimed(v2: &V2) -> StreamState {
-    let claimed = v2.state();
+/// What `state.json` or `backup.json` says.
+pub(super) fn claimed(claimed: &crate::format::backup_json::StreamState) -> StreamState {
     StreamState {
         origin: Origin::Claimed,
         msgs: claimed.messages,
@@ -886,7 +885,7 @@ pub(super) fn survey_entries(
 ) -> Survey {
     let mut state = StreamState {
         origin: Origin::Archive,
-        ..claimed(v2)
+        ..claimed(v2.state())
     };
     let mut totals = Totals::default();
     let mut findings = Vec::new();

@@ -483,7 +483,7 @@ impl<'a> Pass<'a> {
         let mut damage = Damage::default();
         let mut highest = 0u64;
         let direct = !self.reverse && !self.deleted;
-        let mut enough = false;
+        let (mut enough, mut unclaimed) = (false, false);
         found.clear();
         let prover = self.stream.prover(file.n);
         scan(loaded.bytes, 0, &prover, OnDamage::Resync, |step| {
@@ -495,6 +495,7 @@ impl<'a> Pass<'a> {
                 live_found += 1;
                 None
             } else if !self.deleted {
+                unclaimed |= self.state.origin == Origin::Claimed;
                 return;
             } else {
                 match self.why_deleted(&r, planned.block, dead, highest) {
@@ -532,6 +533,12 @@ impl<'a> Pass<'a> {
         } else {
             found.iter().try_for_each(&mut visit_found)
         };
+        if unclaimed {
+            damage.add(|| {
+                let detail = "holds more than the live messages that the archive claims to hold";
+                Finding::new(Code::ArchiveIncomplete, detail)
+            });
+        }
         let expected = block.msgs.min(block.live_from(0));
         if live_found.saturating_add(damage.records) < expected && damage.places == damage.records {
             damage.add(|| {

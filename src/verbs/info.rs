@@ -85,9 +85,10 @@ pub fn describe(
     }
 }
 
-/// As [`describe`], for a pass that reads all messages and compares: a NATSARC1 archive is not read twice.
+/// As [`describe`], for a pass that reads all messages and compares: an archive that says what it holds is not read
+/// twice.
 pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
-    if !matches!(source.body, Body::Entries(_)) {
+    if !matches!(source.body, Body::Entries(_)) && source.backup.is_none() {
         return describe(ctx, source, false, true);
     }
     let want = Want {

@@ -4,7 +4,7 @@
 //! renamed into place, so it is there whole or not at all.
 
 use super::backup::require_outside;
-use super::info::describe_to_copy;
+use super::info::{Described, describe, describe_to_copy};
 use super::metrics::Metrics;
 use super::refusal::{
     Refusal, go_on, require_consumers, require_sound, require_unchanged, tell_written,
@@ -19,7 +19,7 @@ use crate::sink::outgoing::{Outgoing, is_plain_name};
 use crate::sink::staged::{StagedDir, make_dirs, remove_empty, rename_new, swap, sync_dir};
 use crate::sink::store::{self, DIR_MODE, Encryption, Target};
 use crate::source::select::Selector;
-use crate::source::{self, OpenOptions, StreamSource, in_use, text};
+use crate::source::{self, Body, OpenOptions, StreamSource, in_use, text};
 use crate::state::subjects::collide;
 use crate::state::visit::Pass;
 use crate::stream::{Stream, Want};
@@ -634,8 +634,32 @@ fn one(
     options: &Options,
     report: Option<&Report>,
 ) -> Result<Restored, Refusal> {
+    let scanned = || describe(ctx, plan.source, false, true);
+    let all = |d| described(ctx, opened, root, plan, options, report, d);
+    let d = match plan.source.body {
+        // What is lost is told by a scan.
+        Body::Blocks { .. } if report.is_some() => scanned(),
+        _ => describe_to_copy(ctx, plan.source),
+    };
+    let by_claim = d.state.is_claim_of_blocks();
+    match all(d) {
+        // It is not what the archive says: what it is instead takes a scan.
+        Err(Refusal::Damaged(_)) if by_claim => all(scanned()),
+        done => done,
+    }
+}
+
+/// Restores a stream whose state is known.
+fn described(
+    ctx: &Context<'_>,
+    opened: &Opened,
+    root: &Path,
+    plan: &Plan<'_>,
+    options: &Options,
+    report: Option<&Report>,
+    mut d: Described,
+) -> Result<Restored, Refusal> {
     let salvage = report.is_some();
-    let mut d = describe_to_copy(ctx, plan.source);
     require_sound(ctx, &mut d, salvage)?;
     if d.stream.meta.is_none()
         && let Some(config) = &options.config
@@ -691,7 +715,9 @@ fn one(
 
     let staged = StagedDir::new(root, DIR_MODE).map_err(|e| Refusal::io(&e, root))?;
     let progress = |n| ctx.monitor.advance(n);
-    let pass = Pass::new(&d.stream, &d.state, &ctx.threads, &progress);
+    let more = ctx.threads.and_one();
+    let threads = more.as_ref().unwrap_or(&ctx.threads);
+    let pass = Pass::new(&d.stream, &d.state, threads, &progress);
     ctx.monitor
         .begin(&format!("Restoring {}", plan.name), pass.file_bytes());
     let target = Target {
