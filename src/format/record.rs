@@ -90,7 +90,7 @@ pub struct Record<'a> {
 }
 
 /// Reads `len` without its flag.
-fn record_len(buf: &[u8]) -> Option<(usize, bool)> {
+pub(in crate::format) fn record_len(buf: &[u8]) -> Option<(usize, bool)> {
     let word = u32::from_le_bytes(*buf.first_chunk::<4>()?);
     Some(((word & !HEADERS_BIT) as usize, word & HEADERS_BIT != 0))
 }

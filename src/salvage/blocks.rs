@@ -384,7 +384,15 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
                     out.mends.file.extend(flips);
                     mended.push(c.content.clone());
                 }
-                s2::Outcome::Broken { .. } => broken += 1,
+                s2::Outcome::Broken { flips, .. } => {
+                    broken += 1;
+                    if !flips.is_empty() {
+                        out.corrections
+                            .push(Correction::new(place.clone(), flips, Proof::Hash));
+                        out.mends.file.extend(flips);
+                        mended.push(c.content.clone());
+                    }
+                }
             }
         }
         if broken > 0 {

@@ -15,12 +15,16 @@
 //! | offset of a copy | the same |
 //! | tag, length, any bit that shifts what follows | walking the elements only: the changed walk must meet the old one or the end with exactly the claimed length. What passes is decoded, beginning with the first record that does not prove itself |
 //!
+//! Of several wrong bits in a chunk those that its records tell apart are found one after the other.
+//!
 //! **CRC and copies.** Let `W[q]` be what a flip of the highest bit of byte `q`, when it is produced,
 //! does to the CRC at the end, through all copies that hand it on: `W` starts as the flip's own
 //! effect and is summed up backwards over the copies. Bit `b` does `x^(7-b)·W[q]`. A literal's bit is
 //! the culprit when that is just the difference of the two CRCs: one pass over the content tries all.
 //! A changed offset (with the repeats that use it) injects the difference between what is copied now
 //! and what would have been copied there, byte for byte with weight `W` again.
+
+mod steps;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -1020,6 +1024,8 @@ pub enum Outcome {
         decoded: usize,
         /// Only the checksum is wrong.
         checksum: bool,
+        /// Wrong bits that were found all the same, and put right: records prove it.
+        flips: Vec<Flip>,
     },
 }
 
@@ -1149,6 +1155,7 @@ pub fn decompress(
                 ..*effort
             };
             let done = (out.len() - from) as u64;
+            let mut now = std::borrow::Cow::Borrowed(rest);
             let mended = if share.bytes > done.saturating_mul(JUDGE_COST) && !effort.cancelled() {
                 tried.count(0, done.saturating_mul(JUDGE_COST));
                 from += unfinished(out.get(from..).unwrap_or_default(), from - base, records);
@@ -1163,19 +1170,47 @@ pub fn decompress(
                 tried.count(0, (next.len() as u64).saturating_mul(JUDGE_COST));
                 let start = (from - base) as u64;
                 let judge = |content: &[u8]| records.judge(start, before, content, &next);
-                mend_within(rest, extent, pos as u64, &judge, &share, &mut tried)
+                // What was encrypted before is not compressed by it: nothing shifts there.
+                if extent.1 && records.key.is_none() {
+                    let around = steps::Around {
+                        prover: records.prover,
+                        before,
+                        after: &next,
+                    };
+                    let share = Effort {
+                        bytes: share.bytes / 4,
+                        ..share
+                    };
+                    let chunk = rest.get(..extent.0).unwrap_or_default();
+                    for bit in steps::mend(chunk, pos as u64, &around, &share, &mut tried) {
+                        toggle(now.to_mut(), bit);
+                    }
+                }
+                let stepped = matches!(now, std::borrow::Cow::Owned(_));
+                if stepped && is_good(&now, &mut content) {
+                    let raw = now.get(..extent.0).unwrap_or_default().to_vec();
+                    finished(rest, raw, pos as u64, Proof::Records)
+                } else {
+                    let mut search =
+                        |buf| mend_within(buf, extent, pos as u64, &judge, &share, &mut tried);
+                    search(rest).or_else(|| stepped.then(|| search(&now)).flatten())
+                }
             } else {
                 None
             };
             match mended {
                 Some(m) => {
                     content = m.content;
-                    let (flips, proof) = (m.flips, m.proof);
+                    let (flips, proof) = (differences(rest, &m.raw, pos as u64), m.proof);
                     (m.raw.len(), Outcome::Mended { flips, proof }, tried)
                 }
                 None => {
                     content.clear();
-                    let outcome = broken(rest.get(..extent.0).unwrap_or_default(), &mut content);
+                    let chunk = now.get(..extent.0).unwrap_or_default();
+                    let mut outcome = broken(chunk, &mut content);
+                    if let Outcome::Broken { flips, .. } = &mut outcome {
+                        *flips = differences(rest, chunk, pos as u64);
+                    }
                     (extent.0, outcome, tried)
                 }
             }
@@ -1216,6 +1251,7 @@ fn broken(chunk: &[u8], content: &mut Vec<u8>) -> Outcome {
         return Outcome::Broken {
             decoded: 0,
             checksum: false,
+            flips: Vec::new(),
         };
     };
     let claimed = frame.decoded_len().unwrap_or(0);
@@ -1223,6 +1259,7 @@ fn broken(chunk: &[u8], content: &mut Vec<u8>) -> Outcome {
         Ok(decoded) => Outcome::Broken {
             decoded,
             checksum: false,
+            flips: Vec::new(),
         },
         Err(fault) => {
             if padded {
@@ -1231,6 +1268,7 @@ fn broken(chunk: &[u8], content: &mut Vec<u8>) -> Outcome {
             Outcome::Broken {
                 decoded: fault.decoded,
                 checksum: matches!(fault.kind, FrameFaultKind::Crc { .. }),
+                flips: Vec::new(),
             }
         }
     }
@@ -1453,6 +1491,37 @@ mod tests {
     fn chunks_of_a_mebibyte() {
         for one_size in [false, true] {
             bits_of_three_chunks(one_size);
+        }
+    }
+
+    /// One wrong bit in each of many records, of whatever kind: all come back.
+    #[test]
+    fn many_bits_of_a_chunk() {
+        let (raw, logical, prover) = three_chunks(false);
+        let header = container(&raw).unwrap().0;
+        let mut noise = Noise::new(5);
+        for n in [2, 5, 20] {
+            let mut damaged = raw.clone();
+            let mut from = header + MAGIC.len() + BLOCK_AT + 8;
+            // A record takes some 60 to 80 bytes.
+            let apart = (raw.len() - from - 300) / n;
+            let mut bits = Vec::new();
+            for _ in 0..n {
+                bits.push((from + noise.below(apart.min(2000))) * 8 + noise.below(8));
+                from += apart;
+            }
+            for &bit in &bits {
+                toggle(&mut damaged, bit);
+            }
+            let (out, chunks) = decompressed(&damaged, header, &prover, &ONE);
+            assert!(out == logical, "{n} bits");
+            let found = flips(&chunks);
+            assert_eq!(found.len(), n);
+            let exact = bits
+                .iter()
+                .filter(|b| found.contains(&Flip::at(0, **b)))
+                .count();
+            assert!(exact * 10 >= n * 8, "{exact} of {n}");
         }
     }
 
