@@ -3,17 +3,22 @@
 use super::{Correction, EVERYTHING, Proof, Work};
 use crate::finding::Code;
 use crate::format::block::{Container, S2_MAGIC};
-use crate::format::mend::record::{Border, Found, Known, Sureness, border, walk};
+use crate::format::mend::record::{Border, Found, IsKnown, Known, Sureness, border, walk};
 use crate::format::mend::{Flip, s2};
 use crate::format::record::{HEADERS_BIT, Kind, OnDamage, Proof as RecordProof, Step, scan};
 use crate::format::seqset::SeqSet;
 use crate::pipeline;
 use crate::source::tree::{ChildKind, Tree as _};
+use crate::state::subjects::SubjectMap;
 use crate::stream::mends::{BlockMends, Mends};
 use crate::stream::{BLOCK_FILE, BlockFile, Index, Scratch, Stream, proven_messages};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// So many subjects are learned from the records at the most.
+const LEARNED: usize = 1 << 20;
 
 /// What the first look at a block brings.
 struct Look {
@@ -28,6 +33,8 @@ struct Look {
     last: u64,
     /// Its last message.
     last_message: u64,
+    /// Subjects that it has once, where subjects are learned.
+    once: Vec<Box<[u8]>>,
     tombstones: Vec<u64>,
     /// Why it cannot be read.
     shut: Option<String>,
@@ -54,6 +61,8 @@ struct Subjects<'s> {
     listed: HashSet<&'s [u8]>,
     /// All are listed.
     all: bool,
+    /// How often each was seen, where none is listed.
+    seen: Option<SubjectMap>,
     configured: Vec<&'s str>,
     raft: bool,
 }
@@ -73,6 +82,7 @@ impl<'s> Subjects<'s> {
         Self {
             listed: listed.collect(),
             all,
+            seen: None,
             configured: meta.map_or_else(Vec::new, |m| m.subjects()),
             raft: stream.role == crate::source::Role::RaftGroup,
         }
@@ -80,13 +90,44 @@ impl<'s> Subjects<'s> {
 
     fn with<R>(&self, ask: impl FnOnce(&Known<'_>) -> R) -> R {
         let is_listed = |s: &[u8]| self.listed.contains(s);
-        let none = self.listed.is_empty();
+        // A flipped length makes a subject that is there once.
+        let is_seen = |s: &[u8]| {
+            let times = self.seen.as_ref().and_then(|seen| seen.get(s));
+            times.is_some_and(|n| n > 1)
+        };
+        let subjects: Option<IsKnown<'_>> = match (self.listed.is_empty(), &self.seen) {
+            (false, _) => Some(&is_listed),
+            (true, Some(_)) => Some(&is_seen),
+            (true, None) => None,
+        };
         ask(&Known {
-            subjects: (!none).then_some(&is_listed),
+            subjects,
             all: self.all,
-            filters: if none { &self.configured } else { &[] },
+            filters: if self.listed.is_empty() {
+                &self.configured
+            } else {
+                &[]
+            },
             raft: self.raft,
         })
+    }
+
+    /// Whether other records have to tell what subjects there are.
+    fn learns(&self) -> bool {
+        self.listed.is_empty() && !self.raft
+    }
+
+    /// Takes what was seen for known; blocks with subjects that are there once have to be looked at again.
+    fn learn(&mut self, seen: Option<SubjectMap>, looks: &mut [Look]) {
+        let often = |seen: &SubjectMap| seen.iter().any(|(_, n)| n > 1);
+        let Some(seen) = seen.filter(often) else {
+            return;
+        };
+        for look in looks {
+            let once = std::mem::take(&mut look.once);
+            look.damaged |= once.iter().any(|s| seen.get(s) == Some(1));
+        }
+        self.seen = Some(seen);
     }
 }
 
@@ -96,8 +137,10 @@ pub(super) fn mend(work: &mut Work<'_>, msgs: &Path) {
     let mut renamed = false;
     loop {
         let stream = work.open(EVERYTHING);
-        let subjects = Subjects::of(&stream);
-        let looks = subjects.with(|known| look(work, &stream, known));
+        let mut subjects = Subjects::of(&stream);
+        let learns = subjects.learns();
+        let (mut looks, seen) = subjects.with(|known| look(work, &stream, known, learns));
+        subjects.learn(seen, &mut looks);
         // Of a block under a wrong number nothing proves itself, and its key does not open.
         let is_suspect = |l: &&Look| l.file.len > 0 && (l.shut.is_some() || !l.proven);
         let suspects: Vec<u64> = looks.iter().filter(is_suspect).map(|l| l.file.n).collect();
@@ -192,9 +235,17 @@ fn behind_the_end(work: &mut Work<'_>, stream: &Stream, looks: &[Look], mends: &
     }
 }
 
-/// Reads every block once, and says which need more than that.
-fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
-    let mut looks = Vec::new();
+/// Reads every block once, and says which need more than that. Counts the subjects if asked to `learn` them, unless
+/// they are too many.
+fn look(
+    work: &Work<'_>,
+    stream: &Stream,
+    known: &Known<'_>,
+    learn: bool,
+) -> (Vec<Look>, Option<SubjectMap>) {
+    let mut looks: Vec<Look> = Vec::new();
+    let mut seen = learn.then(SubjectMap::new);
+    let too_many = AtomicBool::new(!learn);
     pipeline::ordered(
         work.ask.threads,
         stream.blocks.len(),
@@ -209,6 +260,7 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                 first: 0,
                 last: 0,
                 last_message: 0,
+                once: Vec::new(),
                 tombstones: Vec::new(),
                 shut: None,
             };
@@ -217,6 +269,8 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                     look.damaged = loaded.findings.iter().any(|f| f.code == Code::Compression);
                     let prover = stream.prover(file.n);
                     let mut after = Kind::Skip;
+                    let mut counts = SubjectMap::new();
+                    let counting = !too_many.load(Ordering::Relaxed);
                     scan(loaded.bytes, 0, &prover, OnDamage::Resync, |step| {
                         let Step::Record(r, RecordProof::Proven) = step else {
                             look.damaged = true;
@@ -244,25 +298,44 @@ fn look(work: &Work<'_>, stream: &Stream, known: &Known<'_>) -> Vec<Look> {
                         look.last = look.last.max(r.seq);
                         if r.kind == Kind::Message {
                             look.last_message = look.last_message.max(r.seq);
+                            if counting {
+                                *counts.value_mut(r.subject) += 1;
+                            }
                         }
                     });
+                    let once = counts.iter().filter(|(_, n)| *n == 1);
+                    look.once = once.map(|(s, _)| s.into()).collect();
+                    return Some((look, counts));
                 }
                 Err(f) => {
                     look.shut = Some(format!("{}: {}", f.file.as_deref().unwrap_or(""), f.detail));
                 }
             }
-            (work.ask.progress)(file.len);
-            Some(look)
+            Some((look, SubjectMap::new()))
         },
         |_, look| match look {
-            Some(look) => {
+            Some((mut look, counts)) => {
+                (work.ask.progress)(look.file.len);
+                if let Some(all) = &mut seen {
+                    for (subject, n) in counts.iter() {
+                        *all.value_mut(subject) += n;
+                    }
+                    if all.len() > LEARNED {
+                        too_many.store(true, Ordering::Relaxed);
+                        seen = None;
+                        looks.iter_mut().for_each(|l| l.once = Vec::new());
+                    }
+                }
+                if seen.is_none() {
+                    look.once = Vec::new();
+                }
                 looks.push(look);
                 ControlFlow::Continue(())
             }
             None => ControlFlow::Break(()),
         },
     );
-    looks
+    (looks, seen)
 }
 
 fn add(
@@ -427,18 +500,20 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
     let close = |open: &mut Vec<u64>, before: u64, gaps: &mut Vec<(u64, u64)>| {
         gaps.extend(open.drain(..).map(|after| (after, before)));
     };
-    let note_border = |b: &Border, seq: u64, out: &mut Outcome, flips: &mut Vec<Flip>| {
-        if b.sure == Sureness::Open {
-            out.notes
-                .push(format!("sequence {seq}: {}; left as it is", b.reason));
-            return;
-        }
-        let mut c = Correction::new(place.clone(), &b.flips, Proof::Likely);
-        (c.seq, c.decompressed) = (Some(seq), compressed);
-        out.corrections.push(c);
-        out.corrected += 1;
-        flips.extend(&b.flips);
-    };
+    let note_border =
+        |b: &Border, (offset, seq): (u64, u64), out: &mut Outcome, flips: &mut Vec<Flip>| {
+            if b.sure == Sureness::Open {
+                out.notes
+                    .push(format!("sequence {seq}: {}; left as it is", b.reason));
+                out.unproven.push((offset, seq));
+                return;
+            }
+            let mut c = Correction::new(place.clone(), &b.flips, Proof::Likely);
+            (c.seq, c.decompressed) = (Some(seq), compressed);
+            out.corrections.push(c);
+            out.corrected += 1;
+            flips.extend(&b.flips);
+        };
     let tried = walk(&logical, 0, &prover, known, &left, |found| match found {
         Found::Proven(r, border) => {
             if r.kind != Kind::Tombstone {
@@ -446,7 +521,7 @@ fn one(work: &Work<'_>, stream: &Stream, file: &BlockFile, known: &Known<'_>) ->
                 after = after.max(r.seq);
             }
             if let Some(b) = border {
-                note_border(&b, r.seq, &mut out, &mut flips);
+                note_border(&b, (r.offset, r.seq), &mut out, &mut flips);
             }
         }
         Found::Mended(m, _) => {

@@ -356,8 +356,21 @@ enum Became {
     Lost,
     /// The messages are as they were, something else is not.
     Around,
+    /// The message is not what it was, and the report says that it is not verified.
+    Unverified,
     /// The messages are not what they were, and the report does not say so.
     Different,
+}
+
+/// How many other records of the block have the subject of the one at `start`.
+fn others(file: &File, start: usize) -> usize {
+    let subject = |start: usize| {
+        let len = u16::from_le_bytes(file.logical[start + 20..start + 22].try_into().unwrap());
+        &file.logical[start + 22..start + 22 + usize::from(len)]
+    };
+    let starts: BTreeSet<usize> = file.records.iter().map(|r| r.1).collect();
+    let is_other = |s: &&usize| **s != start && subject(**s) == subject(start);
+    starts.iter().filter(is_other).count()
 }
 
 fn every_bit(name: &str, without_index: bool) {
@@ -458,6 +471,10 @@ fn every_bit(name: &str, without_index: bool) {
                     Became::Lost
                 } else if after.messages == good.messages {
                     Became::Around
+                } else if matches!(m.report.unproven.as_slice(), [(f, _, seq)]
+                    if f == place && file.records[offset].0 == *seq)
+                {
+                    Became::Unverified
                 } else {
                     Became::Different
                 };
@@ -472,9 +489,15 @@ fn every_bit(name: &str, without_index: bool) {
                         let (seq, start) = file.records[offset];
                         let flipped = (offset - start - 20, bit);
                         let told = told(&file.logical[start..], flipped, &filters);
+                        // What other records have more than once is known, if not always for sure.
+                        let known = others(file, start) > 1;
                         match (told, live.contains(&seq)) {
                             (true, _) => Became::Mended,
+                            (false, true) if became == Became::Mended => became,
+                            (false, true) if known => Became::Unverified,
+                            (false, true) if became == Became::Unverified => became,
                             (false, true) => Became::Different,
+                            (false, false) if became == Became::Mended => became,
                             (false, false) => Became::Same,
                         }
                     }
