@@ -18,6 +18,10 @@ mod bits;
 mod common;
 #[path = "salvage/contract.rs"]
 mod contract;
+#[path = "salvage/deleted.rs"]
+mod deleted;
+#[path = "common/backup.rs"]
+mod helpers;
 #[path = "salvage/many_bits.rs"]
 mod many_bits;
 #[path = "salvage/structures.rs"]

@@ -141,6 +141,7 @@ impl Stream {
                 Err(_) if raw.starts_with(b"{") => {
                     findings.push(
                         Finding::new(Code::Plaintext, "meta.inf is plaintext beside a meta.key")
+                            .action(super::AS_CIPHERTEXT)
                             .file(place.clone()),
                     );
                     raw

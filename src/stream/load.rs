@@ -172,10 +172,8 @@ impl Stream {
                 // Compressed after encryption: decrypted below.
             } else if plausible(&scratch.raw, &prover) && !scratch.raw.is_empty() {
                 encrypted = false;
-                findings.push(named(Finding::new(
-                    Code::Plaintext,
-                    "a plaintext block beside a key file",
-                )));
+                let f = Finding::new(Code::Plaintext, "a plaintext block beside a key file");
+                findings.push(named(f.action(crate::stream::AS_CIPHERTEXT)));
             } else {
                 seal.apply_keystream(0, &mut scratch.raw);
                 if !plausible(&scratch.raw, &prover) {

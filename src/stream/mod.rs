@@ -70,6 +70,10 @@ pub enum Index {
     },
 }
 
+/// What to do about plaintext that has a key file beside it.
+const AS_CIPHERTEXT: &str =
+    "a server takes it for ciphertext and loses it; jetsam salvage or restore writes it anew";
+
 /// What to read when a stream is opened.
 #[derive(Debug, Clone, Copy)]
 pub struct Want {
@@ -383,6 +387,7 @@ impl Stream {
                 Err(_) if raw.starts_with(b"{") => {
                     self.push(
                         Finding::new(Code::Plaintext, "meta.inf is plaintext beside a meta.key")
+                            .action(AS_CIPHERTEXT)
                             .file(inf_place.clone()),
                     );
                     raw
