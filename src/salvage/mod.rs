@@ -254,6 +254,7 @@ pub fn mend(source: &StreamSource, path: &Path, ask: Ask<'_>) -> Mended {
         },
     );
     names::stream_name(&mut work, &dir);
+    names::elsewhere(&mut work, &dir, &msgs);
     files::stream(&mut work, &dir, &msgs);
     blocks::mend(&mut work, &msgs);
     idx::mend(&mut work, &msgs);

@@ -6,9 +6,9 @@ use crate::format::block::{self, Container};
 use crate::format::crypt::{self, open_key_file};
 use crate::format::record::{Prover, Record};
 use crate::format::{index_db, meta};
-use crate::source::numbered;
 use crate::source::tree::{ChildKind, Tree as _};
-use crate::stream::{BLOCK_FILE, INDEX_FILE, META_FILE, SMALL_FILE, Want};
+use crate::source::{self, numbered};
+use crate::stream::{BLOCK_FILE, INDEX_FILE, META_FILE, SMALL_FILE, Stream, Want};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -67,7 +67,7 @@ fn proofs(work: &Work<'_>, dir: &Path, name: &str, enough: usize) -> usize {
     }
     let mut source = work.source.clone();
     name.clone_into(&mut source.name);
-    let stream = crate::stream::Stream::open(&source, work.ask.keys, Want::NOTHING);
+    let stream = Stream::open(&source, work.ask.keys, Want::NOTHING);
     let msgs = stream.msgs_dir();
     if let Some(index) = read(work, &msgs.join("index.db"), INDEX_FILE) {
         found += usize::from(index_db::check_hash(&index, name.as_bytes()).is_ok());
@@ -105,6 +105,94 @@ fn logical_start(work: &Work<'_>, path: &Path, key: Option<&crypt::SealKey>) -> 
         key.apply_keystream(0, &mut out);
     }
     Some(out)
+}
+
+/// Directories of other streams that are looked through for a stream's blocks.
+const NEIGHBOURS: usize = 4096;
+
+/// Takes the blocks of another stream's directory where those are this stream's, and its own are another's.
+pub(super) fn elsewhere(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
+    let Some(streams) = dir.parent().filter(|p| !p.as_os_str().is_empty()) else {
+        return;
+    };
+    let own = numbers(work, msgs);
+    let name = work.source.name.clone();
+    let foreign = match own.first() {
+        Some(_) => !own.iter().take(4).any(|n| proves_as(work, &name, msgs, *n)),
+        // Of a stream without messages the index tells.
+        None => read(work, &msgs.join("index.db"), INDEX_FILE)
+            .is_some_and(|index| index_db::check_hash(&index, name.as_bytes()).is_err()),
+    };
+    if !foreign {
+        return;
+    }
+    let found = work.overlay.children(streams).unwrap_or_default();
+    let mut others = found
+        .iter()
+        .filter(|c| c.kind == ChildKind::Dir)
+        .map(|c| streams.join(&c.name))
+        .filter(|other| other != dir)
+        .map(|other| other.join("msgs"))
+        .take(NEIGHBOURS);
+    let there = others.find(|there| {
+        let numbers = numbers(work, there);
+        let ends = [numbers.first(), numbers.last()];
+        ends.into_iter()
+            .flatten()
+            .any(|n| proves_as(work, &name, there, *n))
+    });
+    let whose = work.ask.names.iter().find(|other| {
+        let mut own = own.iter().take(1);
+        **other != name && own.any(|n| proves_as(work, other, msgs, *n))
+    });
+    if there.is_none() && whose.is_none() {
+        return;
+    }
+    for c in work.overlay.children(msgs).unwrap_or_default() {
+        work.overlay.hide(msgs.join(&c.name));
+    }
+    let mut note = format!("{}: the blocks of another stream", source::text(msgs));
+    if let Some(whose) = whose {
+        note.push_str(&format!(", {whose:?}"));
+    }
+    if let Some(there) = &there {
+        for c in work.overlay.children(there).unwrap_or_default() {
+            if c.kind == ChildKind::File {
+                let (to, from) = (msgs.join(&c.name), there.join(&c.name));
+                work.overlay.put_file(to, from);
+            }
+        }
+        let there = source::text(there);
+        note.push_str(&format!("; this stream's are in {there}: taken from there"));
+    }
+    work.settle();
+    work.report.note(note);
+}
+
+/// The numbers of the blocks in a directory that are not empty, ascending.
+fn numbers(work: &Work<'_>, msgs: &Path) -> Vec<u64> {
+    let children = work.overlay.children(msgs).unwrap_or_default();
+    let files = children
+        .iter()
+        .filter(|c| c.kind == ChildKind::File && c.len > 0);
+    let mut all: Vec<u64> = files.filter_map(|c| numbered(&c.name, "blk")).collect();
+    all.sort_unstable();
+    all
+}
+
+/// Whether a block in `msgs` proves itself as one of the stream `name`.
+fn proves_as(work: &Work<'_>, name: &str, msgs: &Path, n: u64) -> bool {
+    let mut source = work.source.clone();
+    name.clone_into(&mut source.name);
+    let stream = Stream::open(&source, work.ask.keys, Want::NOTHING);
+    let key = work.overlay.stat(&msgs.join(format!("{n}.key"))).is_ok();
+    let key = match key.then(|| stream.block_key(&work.overlay, msgs, n)) {
+        Some(Err(_)) => return false,
+        Some(Ok(key)) => Some(key),
+        None => None,
+    };
+    logical_start(work, &msgs.join(format!("{n}.blk")), key.as_ref())
+        .is_some_and(|bytes| proves(&bytes, &stream.prover(n)))
 }
 
 /// Whether one of the first records proves itself.

@@ -1,6 +1,7 @@
 //! Options, exit status, report; `backup --salvage` and `restore --salvage`.
 
 use super::common::{Fixture, Jetsam, copy_tree, fingerprint, read_json, stream_dirs};
+use super::helpers::{Tmpfs, make_store};
 use super::{Messages, info, salvage, sequences, view};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -440,4 +441,53 @@ fn an_interruption_leaves_nothing_that_looks_whole() {
         }
     }
     assert!(interrupted > 0);
+}
+
+/// What does not fit leaves nothing that looks whole, and the source as it was.
+#[test]
+fn a_full_disk() {
+    let work = tempfile::tempdir().unwrap();
+    let from = work.path().join("from");
+    make_store(&from, 6);
+    let before = fingerprint(&from);
+    let Some(small) = Tmpfs::new(&work.path().join("small"), "4m") else {
+        eprintln!("not allowed to mount: not tested");
+        return;
+    };
+    let dest = small.0.join("new");
+    let run = |more: &[&str]| {
+        let ran = Jetsam::new().arg("salvage").args([&from, &dest]).args(more);
+        ran.run().no_panic()
+    };
+    for more in [&[][..], &["--format", "v1"]] {
+        let ran = run(more);
+        assert!(matches!(ran.status, Some(1 | 2)), "{}", ran.stderr);
+        let said = format!("{}{}", ran.text(), ran.stderr);
+        assert!(
+            said.contains("space") || said.contains("are needed"),
+            "{said}"
+        );
+        let left: Vec<PathBuf> = stream_dirs_below(&dest);
+        assert!(left.is_empty(), "{left:?}");
+        let _ = fs::remove_dir_all(&dest);
+        let _ = fs::remove_file(small.0.join("new.report.json"));
+    }
+    assert_eq!(before, fingerprint(&from));
+}
+
+/// Files that a server or `nats` would take for a stream or an archive.
+fn stream_dirs_below(dir: &Path) -> Vec<PathBuf> {
+    let (mut found, mut todo) = (Vec::new(), vec![dir.to_owned()]);
+    while let Some(dir) = todo.pop() {
+        for entry in fs::read_dir(&dir).into_iter().flatten() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if matches!(name, "meta.inf" | "stream.tar.s2" | "backup.json") {
+                found.push(path);
+            } else if path.is_dir() {
+                todo.push(path);
+            }
+        }
+    }
+    found
 }

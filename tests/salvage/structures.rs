@@ -6,7 +6,7 @@
 //! deleted before.
 
 use super::bits::{contents, keys};
-use super::common::{Fixture, copy_tree, fingerprint};
+use super::common::{Fixture, copy_tree, fingerprint, stream_dirs};
 use super::{Messages, salvage, sequences, view};
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -542,4 +542,33 @@ fn several_at_once() {
         case.zero(middle, 4096..8192);
         case.check();
     });
+}
+
+/// Each has the other's messages: the hashes tell whose they are.
+#[test]
+fn two_streams_messages_swapped() {
+    for name in ["2.14.5-basic", "2.12.15-compress", "2.15.2-chacha-compress"] {
+        let fx = Fixture::open(name);
+        let work = tempfile::tempdir().unwrap();
+        let (store, dest) = (work.path().join("store"), work.path().join("new"));
+        copy_tree(&fx.stores()[0], &store);
+        let want = view(&fx, &store);
+        let dirs: Vec<PathBuf> = stream_dirs(&store)
+            .into_iter()
+            .map(|(_, _, dir)| dir)
+            .filter(|dir| fs::read_dir(dir.join("msgs")).unwrap().count() > 1)
+            .take(2)
+            .collect();
+        let [a, b] = dirs.as_slice() else {
+            panic!("{name}: {dirs:?}")
+        };
+        fs::rename(a.join("msgs"), work.path().join("a")).unwrap();
+        fs::rename(b.join("msgs"), a.join("msgs")).unwrap();
+        fs::rename(work.path().join("a"), b.join("msgs")).unwrap();
+        let (ran, report) = salvage(&fx, &store, &dest, &[]);
+        assert_eq!(ran.status, Some(0), "{name}: {report:#}");
+        assert_eq!(view(&fx, &dest), want, "{name}");
+        let notes = report.to_string();
+        assert_eq!(notes.matches("of another stream").count(), 2, "{name}");
+    }
 }
