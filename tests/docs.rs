@@ -189,8 +189,12 @@ fn pages_have_examples_and_name_tests_that_exist() {
         {
             let mut names = line.split('`').skip(1).step_by(2);
             let path = names.next().unwrap();
-            let source = fs::read_to_string(root().join(path))
+            let mut source = fs::read_to_string(root().join(path))
                 .unwrap_or_else(|e| panic!("{page}: {path}: {e}"));
+            // Tests of each fixture are named by one list.
+            if source.contains("every_store!(") {
+                source += &fs::read_to_string(root().join("tests/common/mod.rs")).unwrap();
+            }
             for name in names {
                 let there = [
                     format!("fn {name}("),
