@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/klauspost/compress/s2"
 	"github.com/nats-io/nats.go"
 )
 
@@ -33,27 +34,27 @@ func TestSideBySide(t *testing.T) {
 	messages, rounds := number("JETSAM_BENCH_MESSAGES", 2_000_000), number("JETSAM_BENCH_ROUNDS", 5)
 	v := Version("2.14.9")
 	fmt.Printf("%s, %d cores, nats-server %s, %d messages of 500 bytes, median of %d rounds\n\n", cpu(), runtime.NumCPU(), v, messages, rounds)
-	fmt.Println("| store | bytes | server's recovery | `cat` | `check` | 1 thread | server ÷ check | check ÷ cat | 1 thread ÷ all | check, GB/s | peak RSS |")
-	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|")
+	fmt.Println("| store | bytes | server's recovery | `cat` | `check` | 1 thread | server ÷ check | check ÷ cat | 1 thread ÷ all | check, GB/s | CPU | peak RSS |")
+	fmt.Println("|---|---|---|---|---|---|---|---|---|---|---|---|")
 	for _, kind := range []variant{{"plain", "", false}, {"s2", "", true}, {"chacha", "chacha", false}, {"aes", "aes", false}} {
 		o := kind.options()
 		store := filepath.Join(dir, fmt.Sprintf("%s-%d", kind.name, messages))
 		if _, err := os.Stat(store); err != nil {
 			fillBig(t, v, store, o, kind.compress, messages)
 		}
-		var server, cat, all, one []float64
+		var server, cat, all, one, cpus []float64
 		var rss int64
 		for range rounds {
 			server = append(server, recovery(t, v, store, filepath.Join(dir, "copy"), o))
 			cat = append(cat, timed(t, o, "sh", "-c", "find '"+store+"' -type f -exec cat {} + > /dev/null").seconds)
 			r := timed(t, o, jetsamBin(), "check", "-q", store)
-			all, rss = append(all, r.seconds), max(rss, r.rss)
+			all, cpus, rss = append(all, r.seconds), append(cpus, r.cpu), max(rss, r.rss)
 			one = append(one, timed(t, o, jetsamBin(), "check", "-q", "--threads", "1", store).seconds)
 		}
 		s, c, a, n := median(server), median(cat), median(all), median(one)
 		size := float64(treeBytes(t, store))
-		fmt.Printf("| %s | %.2f GB | %.2f s | %.3f s | %.3f s | %.3f s | %.1f | %.2f | %.2f | %.2f | %d MiB |\n",
-			kind.name, size/1e9, s, c, a, n, s/a, a/c, n/a, size/1e9/a, rss>>10)
+		fmt.Printf("| %s | %.2f GB | %.2f s | %.3f s | %.3f s | %.3f s | %.1f | %.2f | %.2f | %.2f | %.2f s | %d MiB |\n",
+			kind.name, size/1e9, s, c, a, n, s/a, a/c, n/a, size/1e9/a, median(cpus), rss>>10)
 	}
 }
 
@@ -137,7 +138,8 @@ func recovery(t *testing.T, v Version, store, copied string, o Options) float64 
 
 type usage struct {
 	seconds float64
-	rss     int64 // KiB
+	cpu     float64 // seconds of all threads, user and system
+	rss     int64   // KiB
 }
 
 func timed(t *testing.T, o Options, name string, args ...string) usage {
@@ -150,7 +152,8 @@ func timed(t *testing.T, o Options, name string, args ...string) usage {
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
-	return usage{seconds, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss}
+	cpu := (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds()
+	return usage{seconds, cpu, cmd.ProcessState.SysUsage().(*syscall.Rusage).Maxrss}
 }
 
 func run(t *testing.T, name string, args ...string) {
@@ -186,14 +189,14 @@ func TestSideBySideArchives(t *testing.T) {
 		fillBig(t, "2.14.9", store, o, false, messages)
 	}
 	fmt.Printf("%s, %d cores, %d messages of 500 bytes, median of %d rounds\n\n", cpu(), runtime.NumCPU(), messages, rounds)
-	fmt.Println("| what | nats-server | jetsam | ratio | jetsam's peak RSS | sizes |")
-	fmt.Println("|---|---|---|---|---|---|")
+	fmt.Println("| what | nats-server | jetsam | ratio | jetsam's CPU | peak RSS | sizes |")
+	fmt.Println("|---|---|---|---|---|---|---|")
 	for _, v := range []Version{"2.14.9", "2.15.2"} {
 		format := "v1"
 		if !v.Before(2, 15, 0) {
 			format = "v2"
 		}
-		var server, own, serverBack, ownBack []float64
+		var server, own, ownCPU, serverBack, ownBack, ownBackCPU []float64
 		var rss, rssBack, size, ownSize int64
 		for range rounds {
 			work, err := os.MkdirTemp(dir, "work")
@@ -209,7 +212,7 @@ func TestSideBySideArchives(t *testing.T) {
 			must(t, os.RemoveAll(copied))
 			run(t, "sync")
 			r := timed(t, o, jetsamBin(), "backup", "-q", "--format", format, store, ours, "-s", "PERF")
-			own, rss = append(own, r.seconds), max(rss, r.rss)
+			own, ownCPU, rss = append(own, r.seconds), append(ownCPU, r.cpu), max(rss, r.rss)
 			size, ownSize = treeBytes(t, theirs), treeBytes(t, ours)
 
 			s = StartServer(t, v, filepath.Join(work, "new"), o)
@@ -220,20 +223,57 @@ func TestSideBySideArchives(t *testing.T) {
 			must(t, os.RemoveAll(filepath.Join(work, "new")))
 			run(t, "sync")
 			r = timed(t, o, jetsamBin(), "restore", "-q", theirs, filepath.Join(work, "restored"))
-			ownBack, rssBack = append(ownBack, r.seconds), max(rssBack, r.rss)
+			ownBack, ownBackCPU, rssBack = append(ownBack, r.seconds), append(ownBackCPU, r.cpu), max(rssBack, r.rss)
 			must(t, os.RemoveAll(work))
 		}
 		for _, row := range []struct {
-			what   string
-			a, b   []float64
-			rss    int64
-			detail string
+			what      string
+			a, b, cpu []float64
+			rss       int64
+			detail    string
 		}{
-			{"backup, " + format + ", " + string(v), server, own, rss, fmt.Sprintf("%.1f MB, jetsam %.1f MB", float64(size)/1e6, float64(ownSize)/1e6)},
-			{"restore, " + format + ", " + string(v), serverBack, ownBack, rssBack, ""},
+			{"backup, " + format + ", " + string(v), server, own, ownCPU, rss, fmt.Sprintf("%.1f MB, jetsam %.1f MB", float64(size)/1e6, float64(ownSize)/1e6)},
+			{"restore, " + format + ", " + string(v), serverBack, ownBack, ownBackCPU, rssBack, ""},
 		} {
 			a, b := median(row.a), median(row.b)
-			fmt.Printf("| %s | %.2f s | %.2f s | %.1f | %d MiB | %s |\n", row.what, a, b, a/b, row.rss>>10, row.detail)
+			fmt.Printf("| %s | %.2f s | %.2f s | %.1f | %.2f s | %d MiB | %s |\n", row.what, a, b, a/b, median(row.cpu), row.rss>>10, row.detail)
 		}
 	}
+	// What else one would do with the directory, which proves nothing.
+	fmt.Println("\n| other tools | time | bytes |\n|---|---|---|")
+	var copied, packed []float64
+	var size int64
+	for range rounds {
+		to := filepath.Join(dir, "copy")
+		must(t, os.RemoveAll(to))
+		run(t, "sync")
+		start := time.Now()
+		run(t, "cp", "-r", store, to)
+		run(t, "sync", "-f", to)
+		copied = append(copied, time.Since(start).Seconds())
+		must(t, os.RemoveAll(to))
+		start = time.Now()
+		size = packS2(t, store, filepath.Join(dir, "copy.tar.s2"))
+		packed = append(packed, time.Since(start).Seconds())
+	}
+	fmt.Printf("| `cp -r` and `sync` | %.2f s | %.1f MB |\n", median(copied), float64(treeBytes(t, store))/1e6)
+	fmt.Printf("| `tar`, the S2 writer of the `nats` CLI, `sync` | %.2f s | %.1f MB |\n", median(packed), float64(size)/1e6)
+}
+
+// packS2 is `tar | s2`: it gives the size of the file, which it removes.
+func packS2(t *testing.T, from, to string) int64 {
+	t.Helper()
+	file, err := os.Create(to)
+	must(t, err)
+	defer os.Remove(to)
+	w := s2.NewWriter(file)
+	cmd := exec.Command("tar", "-cf", "-", "-C", from, ".")
+	cmd.Stdout = w
+	must(t, cmd.Run())
+	must(t, w.Close())
+	must(t, file.Sync())
+	info, err := file.Stat()
+	must(t, err)
+	must(t, file.Close())
+	return info.Size()
 }

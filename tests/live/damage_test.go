@@ -73,6 +73,9 @@ func TestDamage(t *testing.T) {
 				if n := r.Streams[0].LostMessages; n > 0 {
 					ours += fmt.Sprintf("; reports %s lost", thousands(int(n)))
 				}
+				if n := r.Streams[0].Unverified; n > 0 {
+					ours += fmt.Sprintf("; reports %d unverified", n)
+				}
 			}
 			row(kind.name, d.name, cells[0], cells[1], ours)
 			must(t, os.RemoveAll(work))

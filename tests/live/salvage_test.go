@@ -24,6 +24,7 @@ type salvageReport struct {
 		Corrected       uint64
 		Lost            [][2]uint64
 		LostMessages    uint64 `json:"lost_messages"`
+		Unverified      uint64
 		FromLeftovers   uint64 `json:"from_leftovers"`
 		Corrections     []struct {
 			File  string
