@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -190,8 +191,15 @@ func tryServer(t *testing.T, v Version, store string, o Options) (s *Server, err
 	}()
 	<-done
 	if inner.failed {
+		// One that spins on what it cannot read takes all memory while it does.
+		for _, stop := range slices.Backward(inner.cleanups) {
+			stop()
+		}
 		t.Logf("%.3000s", inner.why)
 		return nil, errors.New("the server does not start")
+	}
+	for _, stop := range inner.cleanups {
+		t.Cleanup(stop)
 	}
 	return s, nil
 }
@@ -199,9 +207,12 @@ func tryServer(t *testing.T, v Version, store string, o Options) (s *Server, err
 // trial keeps a failure to itself.
 type trial struct {
 	testing.TB
-	failed bool
-	why    string
+	failed   bool
+	why      string
+	cleanups []func()
 }
+
+func (t *trial) Cleanup(f func()) { t.cleanups = append(t.cleanups, f) }
 
 func (t *trial) Fatalf(format string, args ...any) {
 	t.failed, t.why = true, fmt.Sprintf(format, args...)
