@@ -226,6 +226,14 @@ impl Index {
         db.blocks.push(std::mem::take(&mut block.entry));
     }
 
+    /// Whether this message was written.
+    fn holds(&self, seq: u64) -> bool {
+        let blocks = &self.db.blocks;
+        let i = blocks.partition_point(|b| b.last < seq);
+        let block = blocks.get(i);
+        block.is_some_and(|b| b.first <= seq && b.msgs() > 0 && !b.deleted.contains(seq))
+    }
+
     fn finish(&mut self) -> u8 {
         let db = &mut self.db;
         // A stream that never had a message says 0, not 1.
@@ -291,8 +299,7 @@ pub fn write(
         let stored = side_file(out, "msgs/sched.db", sched_db::decode).filter(|d| d.stamp == stamp);
         let db = match stored {
             Some(mut db) => {
-                let live = |seq| out.state.blocks.iter().any(|b| b.is_live(seq));
-                db.entries.retain(|e| live(e.seq));
+                db.entries.retain(|e| index.holds(e.seq));
                 Some(db)
             }
             // When one that repeats is due next is the server's to say: it then reads the headers.
