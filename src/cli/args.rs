@@ -1,6 +1,7 @@
 //! What the user typed.
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 const AFTER: &str = "\
@@ -110,6 +111,16 @@ pub struct Global {
     /// Read a store that a running server has open; what is shown may be torn.
     #[arg(long, global = true, help_heading = "Reading")]
     pub live: bool,
+    /// Read sources no faster than this, all threads together: bytes a second, such as 50M or 200MB/s.
+    #[arg(
+        long,
+        value_name = "RATE",
+        value_parser = rate,
+        conflicts_with = "mmap",
+        global = true,
+        help_heading = "Reading"
+    )]
+    pub io_limit: Option<NonZeroU64>,
     /// Map blocks into memory instead of reading them. Faster when they are cached; but a bad sector, or
     /// a file that is cut meanwhile, then kills jetsam (SIGBUS).
     #[arg(long, global = true, help_heading = "Reading")]
@@ -425,6 +436,16 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// Bytes a second: a size, perhaps with `/s` behind it.
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let bad = || format!("{text:?} is no rate such as 50M or 200MB/s");
+    let amount = text
+        .strip_suffix("/s")
+        .or_else(|| text.strip_suffix("/S"))
+        .unwrap_or(text);
+    size(amount).ok().and_then(NonZeroU64::new).ok_or_else(bad)
+}
+
 /// Options of `view`.
 #[derive(Debug, Args)]
 pub struct ViewArgs {
@@ -537,6 +558,32 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates() {
+        for (text, want) in [
+            ("4096", 4096),
+            ("50M", 50 << 20),
+            ("200MB/s", 200 << 20),
+            ("1GiB/S", 1 << 30),
+            ("7k/s", 7 << 10),
+        ] {
+            assert_eq!(rate(text).map(NonZeroU64::get), Ok(want), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "0M/s",
+            "M",
+            "/s",
+            "5/s/s",
+            "-1",
+            "1.5M",
+            "99999999T",
+        ] {
+            rate(bad).unwrap_err();
+        }
     }
 
     #[test]

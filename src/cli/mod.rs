@@ -6,6 +6,7 @@ mod progress;
 use crate::format::crypt::{KeyRing, ServerKey};
 use crate::pipeline::Threads;
 use crate::source::OpenOptions;
+use crate::source::limit::Limit;
 use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
 use args::{Cli, ConfigAction, Global, Verb, When};
@@ -154,6 +155,9 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             Failure::Usage("--metrics is for backup, check, restore and salvage".into()).into(),
         );
     }
+    if g.io_limit.is_some() && matches!(cli.verb, Verb::Inspect { .. }) {
+        return Err(Failure::Usage("--io-limit is not for inspect".into()).into());
+    }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
         previous: key(
@@ -165,6 +169,10 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
     let threads = Threads::new(g.threads).map_err(|e| Failure::Usage(format!("threads: {e}")))?;
     let monitor = progress::Stderr::new(g.no_progress, g.quiet);
     let style = style(&g);
+    let stop: Arc<AtomicBool> = Arc::default();
+    let limit = g
+        .io_limit
+        .map(|rate| Arc::new(Limit::new(rate, stop.clone())));
     let mut ctx = Context {
         threads,
         keys,
@@ -175,13 +183,14 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         },
         open: OpenOptions {
             mmap: g.mmap,
+            limit,
             ..OpenOptions::default()
         },
         live: g.live,
         json: g.json,
         style,
         metrics: g.metrics,
-        stop: Arc::default(),
+        stop,
         out,
         monitor: &monitor,
     };
