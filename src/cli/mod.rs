@@ -148,7 +148,7 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
     }
     let measured = matches!(
         cli.verb,
-        Verb::Backup(_) | Verb::Check { .. } | Verb::Restore(_) | Verb::Salvage(_)
+        Verb::Backup(_) | Verb::Check(_) | Verb::Restore(_) | Verb::Salvage(_)
     );
     if g.metrics.is_some() && !measured {
         return Err(
@@ -231,7 +231,16 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             hexdump,
             block,
         } => verbs::inspect::run(ctx, &files, &verbs::inspect::Options { hexdump, block }),
-        Verb::Check { sources } => verbs::check::run(ctx, &sources),
+        Verb::Check(c) => {
+            if c.state.is_some() {
+                stop_on_signals(&ctx.stop)?;
+            }
+            let options = verbs::check::Options {
+                choice: c.choice(),
+                state: c.state,
+            };
+            verbs::check::run(ctx, &c.sources, &options)
+        }
         Verb::Diff { a, b } => verbs::diff::run(ctx, &a, &b, &verbs::diff::Options {}),
         Verb::Backup(b) => {
             stop_on_signals(&ctx.stop)?;

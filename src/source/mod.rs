@@ -776,6 +776,15 @@ impl Finder<'_> {
 }
 
 impl StreamSource {
+    /// Whether it is in an archive, of either kind.
+    pub fn in_archive(&self) -> bool {
+        match &self.body {
+            Body::Blocks { dir, .. } => dir.as_os_str().is_empty() && *dir != self.path,
+            Body::Entries(_) => true,
+            Body::Config(_) => false,
+        }
+    }
+
     /// What reading it is limited by.
     pub fn limit(&self) -> Option<Arc<Limit>> {
         match &self.body {
