@@ -1,6 +1,8 @@
 //! What the user typed.
 
+use crate::verbs::part::Choice;
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 
 const AFTER: &str = "\
@@ -110,6 +112,16 @@ pub struct Global {
     /// Read a store that a running server has open; what is shown may be torn.
     #[arg(long, global = true, help_heading = "Reading")]
     pub live: bool,
+    /// Read sources no faster than this, all threads together: bytes a second, such as 50M or 200MB/s.
+    #[arg(
+        long,
+        value_name = "RATE",
+        value_parser = rate,
+        conflicts_with = "mmap",
+        global = true,
+        help_heading = "Reading"
+    )]
+    pub io_limit: Option<NonZeroU64>,
     /// Map blocks into memory instead of reading them. Faster when they are cached; but a bad sector, or
     /// a file that is cut meanwhile, then kills jetsam (SIGBUS).
     #[arg(long, global = true, help_heading = "Reading")]
@@ -171,13 +183,9 @@ pub enum Verb {
     },
     /// Read and prove everything: records, checksums, index, consumers, archives.
     #[command(
-        after_help = "Examples:\n  jetsam check /data/nats\n  jetsam check /backup/last-night/* --json\n  jetsam check /data/nats -s ORDERS -q && echo sound"
+        after_help = "With --part or --sample everything but the blocks is checked as ever, and of the blocks those chosen: each\nis read, proven, and compared with its entry in index.db. What takes all blocks of a stream is left to a\ncheck without these options; an archive is read whole or not at all.\n\nExamples:\n  jetsam check /data/nats\n  jetsam check /backup/last-night/* --json\n  jetsam check /data/nats -s ORDERS -q && echo sound\n  jetsam check /data/nats --part $(date +%u)/7 --io-limit 100M\n  jetsam check /data/nats --sample 5%\n  timeout -s INT 6h jetsam check /data/nats --state /var/lib/jetsam/check.state"
     )]
-    Check {
-        /// Store, account, stream or backup directories, or archives.
-        #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
-        sources: Vec<PathBuf>,
-    },
+    Check(CheckArgs),
     /// Archive streams of a stopped server, for `nats stream restore`.
     #[command(
         after_help = "With one stream (-s, or a stream directory as SOURCE) DEST gets backup.json and stream.tar.s2; with an\naccount (-a, or an account directory) DEST/STREAM/..., else DEST/ACCOUNT/STREAM/...\n\nExamples:\n  jetsam backup /data/nats /backup/ORDERS -s ORDERS\n  jetsam backup /data/nats /backup/last-night\n  nats stream restore /backup/ORDERS"
@@ -226,6 +234,41 @@ pub enum Verb {
         /// A verb.
         verb: Option<String>,
     },
+}
+
+/// Options of `check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// Store, account, stream or backup directories, or archives.
+    #[arg(required = true, value_name = "SOURCE", value_hint = ValueHint::AnyPath)]
+    pub sources: Vec<PathBuf>,
+    /// Read the K-th of N parts of the blocks; the same blocks each time, and each in one part.
+    #[arg(long, value_name = "K/N", value_parser = Choice::part, conflicts_with = "sample")]
+    pub part: Option<Choice>,
+    /// Read about so many of a hundred blocks, chosen by chance.
+    #[arg(long, value_name = "P%", value_parser = Choice::sample)]
+    pub sample: Option<f64>,
+    /// Make the choice of an earlier sample again; its summary tells the seed.
+    #[arg(long, value_name = "N", requires = "sample")]
+    pub seed: Option<u64>,
+    /// Note in FILE what is done: interrupted, the same command goes on from there. What has changed since is checked
+    /// again; a check that came to its end begins anew.
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub state: Option<PathBuf>,
+}
+
+impl CheckArgs {
+    /// Which blocks are read.
+    pub fn choice(&self) -> Choice {
+        match (self.part, self.sample) {
+            (Some(part), _) => part,
+            (None, Some(percent)) => Choice::Sample {
+                percent,
+                seed: self.seed,
+            },
+            (None, None) => Choice::All,
+        }
+    }
 }
 
 /// What `config` does.
@@ -425,6 +468,16 @@ fn size(text: &str) -> Result<u64, String> {
     number.checked_mul(1 << shift).ok_or_else(bad)
 }
 
+/// Bytes a second: a size, perhaps with `/s` behind it.
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let bad = || format!("{text:?} is no rate such as 50M or 200MB/s");
+    let amount = text
+        .strip_suffix("/s")
+        .or_else(|| text.strip_suffix("/S"))
+        .unwrap_or(text);
+    size(amount).ok().and_then(NonZeroU64::new).ok_or_else(bad)
+}
+
 /// Options of `view`.
 #[derive(Debug, Args)]
 pub struct ViewArgs {
@@ -537,6 +590,32 @@ mod tests {
     #[test]
     fn the_definition_is_sound() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn rates() {
+        for (text, want) in [
+            ("4096", 4096),
+            ("50M", 50 << 20),
+            ("200MB/s", 200 << 20),
+            ("1GiB/S", 1 << 30),
+            ("7k/s", 7 << 10),
+        ] {
+            assert_eq!(rate(text).map(NonZeroU64::get), Ok(want), "{text}");
+        }
+        for bad in [
+            "",
+            "0",
+            "0M/s",
+            "M",
+            "/s",
+            "5/s/s",
+            "-1",
+            "1.5M",
+            "99999999T",
+        ] {
+            rate(bad).unwrap_err();
+        }
     }
 
     #[test]

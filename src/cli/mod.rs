@@ -6,6 +6,7 @@ mod progress;
 use crate::format::crypt::{KeyRing, ServerKey};
 use crate::pipeline::Threads;
 use crate::source::OpenOptions;
+use crate::source::limit::Limit;
 use crate::source::select::Selector;
 use crate::verbs::{self, Context, Exit, Failure, render::Style};
 use args::{Cli, ConfigAction, Global, Verb, When};
@@ -147,12 +148,15 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
     }
     let measured = matches!(
         cli.verb,
-        Verb::Backup(_) | Verb::Check { .. } | Verb::Restore(_) | Verb::Salvage(_)
+        Verb::Backup(_) | Verb::Check(_) | Verb::Restore(_) | Verb::Salvage(_)
     );
     if g.metrics.is_some() && !measured {
         return Err(
             Failure::Usage("--metrics is for backup, check, restore and salvage".into()).into(),
         );
+    }
+    if g.io_limit.is_some() && matches!(cli.verb, Verb::Inspect { .. }) {
+        return Err(Failure::Usage("--io-limit is not for inspect".into()).into());
     }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
@@ -165,6 +169,10 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
     let threads = Threads::new(g.threads).map_err(|e| Failure::Usage(format!("threads: {e}")))?;
     let monitor = progress::Stderr::new(g.no_progress, g.quiet);
     let style = style(&g);
+    let stop: Arc<AtomicBool> = Arc::default();
+    let limit = g
+        .io_limit
+        .map(|rate| Arc::new(Limit::new(rate, stop.clone())));
     let mut ctx = Context {
         threads,
         keys,
@@ -175,13 +183,14 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
         },
         open: OpenOptions {
             mmap: g.mmap,
+            limit,
             ..OpenOptions::default()
         },
         live: g.live,
         json: g.json,
         style,
         metrics: g.metrics,
-        stop: Arc::default(),
+        stop,
         out,
         monitor: &monitor,
     };
@@ -222,7 +231,16 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             hexdump,
             block,
         } => verbs::inspect::run(ctx, &files, &verbs::inspect::Options { hexdump, block }),
-        Verb::Check { sources } => verbs::check::run(ctx, &sources),
+        Verb::Check(c) => {
+            if c.state.is_some() {
+                stop_on_signals(&ctx.stop)?;
+            }
+            let options = verbs::check::Options {
+                choice: c.choice(),
+                state: c.state,
+            };
+            verbs::check::run(ctx, &c.sources, &options)
+        }
         Verb::Diff { a, b } => verbs::diff::run(ctx, &a, &b, &verbs::diff::Options {}),
         Verb::Backup(b) => {
             stop_on_signals(&ctx.stop)?;

@@ -10,6 +10,7 @@
 //! its stream, and names may contain `_consumer_`.
 
 use super::dir::DirTree;
+use super::limit::Limit;
 use super::tree::{Child, ChildKind, Tree};
 use super::{OpenError, join, text};
 use crate::finding::{Code, Finding, Severity};
@@ -18,6 +19,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A consumer's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,8 +103,8 @@ pub fn is_config_dir(path: &Path) -> bool {
 }
 
 /// Reads a directory of configurations; checksums are verified.
-pub fn read_config_dir(path: &Path) -> Result<ConfigDir, OpenError> {
-    let tree = DirTree::new(path, false);
+pub fn read_config_dir(path: &Path, limit: Option<Arc<Limit>>) -> Result<ConfigDir, OpenError> {
+    let tree = DirTree::new(path, false).limited(limit);
     let places = places(&tree).map_err(|source| OpenError::Io {
         path: path.to_owned(),
         source,

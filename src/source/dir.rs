@@ -1,5 +1,6 @@
 //! A directory on disk as a [`Tree`].
 
+use super::limit::Limit;
 use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
 use std::fs::{self, File, Metadata};
 use std::hash::{Hash as _, Hasher as _};
@@ -7,6 +8,7 @@ use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Directories below this depth are not looked into: no store is deeper than eight.
 const MAX_DEPTH: usize = 16;
@@ -19,6 +21,7 @@ const MAX_DEPTH: usize = 16;
 pub struct DirTree {
     root: PathBuf,
     mmap: bool,
+    limit: Option<Arc<Limit>>,
 }
 
 impl DirTree {
@@ -28,7 +31,16 @@ impl DirTree {
         Self {
             root: root.into(),
             mmap,
+            limit: None,
         }
+    }
+
+    /// The same, read no faster than `limit` allows; nothing is mapped then.
+    #[must_use]
+    pub fn limited(mut self, limit: Option<Arc<Limit>>) -> Self {
+        self.mmap &= limit.is_none();
+        self.limit = limit;
+        self
     }
 
     /// The directory.
@@ -146,7 +158,12 @@ impl Tree for DirTree {
         buf.try_reserve(usize::try_from(len).unwrap_or(usize::MAX).saturating_add(1))
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         // A file that grows meanwhile does not lead past the ceiling.
-        file.take(ceiling).read_to_end(buf)?;
+        match &self.limit {
+            None => {
+                file.take(ceiling).read_to_end(buf)?;
+            }
+            Some(limit) => limit.read_to_end(&file, ceiling, buf)?,
+        }
         Ok(Vec::new())
     }
 
@@ -154,7 +171,12 @@ impl Tree for DirTree {
         let file = self.open(path)?;
         let mut done = 0usize;
         while let Some(rest) = buf.get_mut(done..).filter(|r| !r.is_empty()) {
-            match file.read_at(rest, offset.saturating_add(done as u64)) {
+            let at = offset.saturating_add(done as u64);
+            let read = match &self.limit {
+                None => file.read_at(rest, at),
+                Some(limit) => limit.read_at(&file, rest, at),
+            };
+            match read {
                 Ok(0) => break,
                 Ok(n) => done = done.saturating_add(n),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
@@ -178,6 +200,10 @@ impl Tree for DirTree {
                 memmap2::Mmap::map(&file)
             }
         }))
+    }
+
+    fn limit(&self) -> Option<Arc<Limit>> {
+        self.limit.clone()
     }
 
     fn fingerprint(&self, dir: &Path) -> Option<u64> {
@@ -227,6 +253,13 @@ impl FileTree {
             name,
         })
     }
+
+    /// The same, read no faster than `limit` allows; it is not mapped then.
+    #[must_use]
+    pub fn limited(mut self, limit: Option<Arc<Limit>>) -> Self {
+        self.dir = self.dir.limited(limit);
+        self
+    }
 }
 
 impl Tree for FileTree {
@@ -257,5 +290,9 @@ impl Tree for FileTree {
 
     fn map(&self, path: &Path) -> Option<io::Result<memmap2::Mmap>> {
         self.dir.map(path)
+    }
+
+    fn limit(&self) -> Option<Arc<Limit>> {
+        self.dir.limit()
     }
 }

@@ -4,6 +4,7 @@ pub mod archive;
 pub mod config_dir;
 pub mod dir;
 pub mod in_use;
+pub mod limit;
 pub mod overlay;
 pub mod select;
 pub mod tree;
@@ -13,6 +14,7 @@ use crate::format::backup_json::{self, BackupJson};
 use crate::format::meta;
 use crate::stream::mends::Mends;
 use dir::{DirTree, FileTree};
+use limit::Limit;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -136,6 +138,8 @@ pub struct OpenOptions {
     pub configurations: bool,
     /// Also list streams in left-overs: staging of restores and backups, directories outside of `streams/`.
     pub leftovers: bool,
+    /// How fast it is read at most; nothing is mapped then.
+    pub limit: Option<Arc<Limit>>,
 }
 
 /// Why a source could not be opened. Nothing was done.
@@ -404,7 +408,7 @@ impl Finder<'_> {
     }
 
     fn configurations(&mut self, path: &Path) -> Result<(), OpenError> {
-        let found = config_dir::read_config_dir(path)?;
+        let found = config_dir::read_config_dir(path, self.options.limit.clone())?;
         self.findings.extend(found.findings);
         for mut s in found.streams {
             if s.account.is_empty() {
@@ -475,14 +479,17 @@ fn account_above(names: &[String]) -> Option<String> {
 /// The name of the stream in the directory `dir`, if its `meta.inf` has to be asked for it: records are
 /// hashed with a stream's name, and moved out of its store the directory may have another.
 pub fn moved_name(dir: &Path, names: &[String]) -> Option<String> {
+    name_inside(&DirTree::new(dir, false), names)
+}
+
+fn name_inside(dir: &DirTree, names: &[String]) -> Option<String> {
     const CEILING: u64 = 16 << 20;
     let in_store = |above: &String| matches!(above.as_str(), "streams" | "_js_" | "batches");
     if names.get(1).is_some_and(in_store) {
         return None;
     }
     let mut raw = Vec::new();
-    DirTree::new(dir, false)
-        .read_into(Path::new("meta.inf"), &mut raw, CEILING)
+    dir.read_into(Path::new("meta.inf"), &mut raw, CEILING)
         .ok()?;
     // Encrypted, it does not parse.
     meta::decode_stream(&raw).ok()?.name
@@ -504,7 +511,8 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
             why: "neither a file nor a directory".into(),
         });
     }
-    let tree: Arc<dyn Tree> = Arc::new(DirTree::new(path, options.mmap));
+    let tree = DirTree::new(path, options.mmap).limited(options.limit.clone());
+    let tree: Arc<dyn Tree> = Arc::new(tree);
     let root = Path::new("");
     let children = tree.children(root).map_err(io_error)?;
     let mut finder = Finder {
@@ -554,6 +562,11 @@ pub fn open(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
 }
 
 impl Finder<'_> {
+    fn moved_name(&self, dir: &Path, names: &[String]) -> Option<String> {
+        let dir = DirTree::new(dir, false).limited(self.options.limit.clone());
+        name_inside(&dir, names)
+    }
+
     fn detect(&mut self, path: &Path, children: &[Child]) -> Result<SourceKind, OpenError> {
         let root = Path::new("");
         let names = ancestors(path);
@@ -567,7 +580,7 @@ impl Finder<'_> {
         if is_stream(children) {
             let account = account_above(&names).or(account_hint).unwrap_or_default();
             let name = stream_hint
-                .or_else(|| moved_name(path, &names))
+                .or_else(|| self.moved_name(path, &names))
                 .unwrap_or_else(|| own.trim_start_matches('.').to_owned());
             let role = if is_group(children) {
                 Role::RaftGroup
@@ -590,7 +603,8 @@ impl Finder<'_> {
                     if own != "msgs" {
                         return None;
                     }
-                    moved_name(&path.join(".."), above).or_else(|| above.first().cloned())
+                    self.moved_name(&path.join(".."), above)
+                        .or_else(|| above.first().cloned())
                 })
                 .unwrap_or_else(|| own.clone());
             let account = account_above(above).or(account_hint).unwrap_or_default();
@@ -740,7 +754,8 @@ impl Finder<'_> {
             .as_ref()
             .and_then(|b| b.name())
             .map_or_else(|| own.to_owned(), str::to_owned);
-        match archive::open(&path.join(&archive_path)) {
+        let limit = self.options.limit.clone();
+        match archive::open_with(&path.join(&archive_path), &[], limit) {
             Ok(opened) => {
                 let mut stream = archive_stream(opened, account, &name, archive_path);
                 stream.findings.append(&mut findings);
@@ -761,6 +776,24 @@ impl Finder<'_> {
 }
 
 impl StreamSource {
+    /// Whether it is in an archive, of either kind.
+    pub fn in_archive(&self) -> bool {
+        match &self.body {
+            Body::Blocks { dir, .. } => dir.as_os_str().is_empty() && *dir != self.path,
+            Body::Entries(_) => true,
+            Body::Config(_) => false,
+        }
+    }
+
+    /// What reading it is limited by.
+    pub fn limit(&self) -> Option<Arc<Limit>> {
+        match &self.body {
+            Body::Blocks { tree, .. } => tree.limit(),
+            Body::Entries(v2) => v2.limit(),
+            Body::Config(_) => None,
+        }
+    }
+
     /// The same stream, its archive opened anew.
     pub fn reopened(&self, opened: archive::Opened) -> Self {
         let mut stream = archive_stream(opened, &self.account, &self.name, self.path.clone());
@@ -836,6 +869,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         let tree =
             FileTree::new(&real, options.mmap).ok_or_else(|| unknown("no file name".into()))?;
+        let tree = tree.limited(options.limit.clone());
         let in_msgs = above.first().is_some_and(|n| n == "msgs");
         let account = if in_msgs {
             above.get(1..).and_then(account_above)
@@ -868,7 +902,7 @@ fn open_file(path: &Path, options: &OpenOptions) -> Result<Source, OpenError> {
         });
         return Ok(source);
     }
-    match archive::open(path) {
+    match archive::open_with(path, &[], options.limit.clone()) {
         Ok(opened) => {
             let stem = own
                 .trim_end_matches(".s2")

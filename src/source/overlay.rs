@@ -1,5 +1,6 @@
 //! A tree with some of its files replaced: what salvage reads, the source itself being left as it is.
 
+use super::limit::Limit;
 use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -160,6 +161,10 @@ impl Tree for Overlay {
 
     fn sequential(&self) -> bool {
         self.base.sequential()
+    }
+
+    fn limit(&self) -> Option<Arc<Limit>> {
+        self.base.limit()
     }
 
     fn fingerprint(&self, dir: &Path) -> Option<u64> {

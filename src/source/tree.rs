@@ -1,9 +1,11 @@
 //! A tree of files that can only be read: a directory, or the members of an archive.
 
+use super::limit::Limit;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What a name in a [`Tree`] stands for. Links are never followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,11 @@ pub trait Tree: Send + Sync + fmt::Debug {
     /// True when files are best read in their order, one at a time (a gzip archive).
     fn sequential(&self) -> bool {
         false
+    }
+
+    /// What reading it is limited by.
+    fn limit(&self) -> Option<Arc<Limit>> {
+        None
     }
 
     /// A fingerprint of everything below `dir`: names, lengths, times. Two that differ mean that

@@ -15,7 +15,9 @@ use crate::format::index_db::{BlockEntry, IndexDb};
 use crate::format::seqset::SeqSet;
 use crate::pipeline::Threads;
 use crate::stream::{BlockFile, Index, Stream};
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use subjects::SubjectMap;
 
 /// A block's share of the state.
@@ -219,6 +221,8 @@ pub struct Totals {
     pub records: u64,
     /// Bytes of files read.
     pub file_bytes: u64,
+    /// Live messages seen in these blocks, which prove themselves.
+    pub messages: u64,
     /// The largest message of a NATSARC1 archive: its sequence, and bytes of headers and payload.
     pub largest: (u64, u64),
 }
@@ -242,7 +246,7 @@ pub type Progress<'a> = &'a (dyn Fn(u64) + Sync);
 /// Open the stream with its index's subjects if `depth` asks for subjects or proof.
 pub fn survey(stream: &Stream, threads: &Threads, depth: Depth, progress: Progress<'_>) -> Survey {
     if let Some(v2) = stream.entries() {
-        return scan::survey_entries(stream, v2, threads, depth, progress);
+        return scan::survey_entries(stream, v2, threads, depth, None, progress);
     }
     match &stream.index {
         Index::Valid(db) if !depth.prove => Survey {
@@ -252,9 +256,90 @@ pub fn survey(stream: &Stream, threads: &Threads, depth: Depth, progress: Progre
         },
         Index::Valid(db) => {
             let state = StreamState::from_index(db, true);
-            scan::prove_against_index(stream, state, threads, progress)
+            scan::prove_against_index(stream, state, threads, None, progress)
         }
-        Index::Missing | Index::Rejected { .. } => scan::rebuild(stream, threads, depth, progress),
+        Index::Missing | Index::Rejected { .. } => {
+            scan::rebuild(stream, threads, depth, None, progress)
+        }
+    }
+}
+
+/// What a block was when it was read: what was found out about it holds as long as this is the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Length of its file.
+    pub size: u64,
+    /// Time of its last change, ns since the epoch.
+    pub mtime: i64,
+    /// A hash of what a valid `index.db` says of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entry: Option<u64>,
+}
+
+/// What a block has brought.
+#[derive(Debug, Clone, Default)]
+pub struct Seen {
+    /// Records of all kinds.
+    pub records: u64,
+    /// Live messages.
+    pub messages: u64,
+    /// The last sequence.
+    pub last: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// A hash of its subjects with their counts. That of a stream is the sum of its blocks'.
+    pub subjects: u64,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// What a [`Plan`] knows of a block from before.
+#[derive(Debug)]
+pub enum Earlier {
+    /// It was read, and is still the same.
+    Seen(Seen),
+    /// It has to be read, and noted.
+    Unseen(Stamp),
+    /// It has to be read.
+    NotKept,
+}
+
+/// Proof of some of the blocks, or in several sittings.
+pub trait Plan: Sync {
+    /// Whether all blocks are proven: what needs all of them is told then.
+    fn is_whole(&self) -> bool;
+    /// Whether block `n` is proven.
+    fn takes(&self, n: u64) -> bool;
+    /// What is known of a block, of which a valid `index.db` says `known`.
+    fn earlier(&self, file: &BlockFile, known: Option<&BlockState>) -> Earlier;
+    /// Block `n` was read.
+    fn seen(&self, n: u64, stamp: Stamp, seen: &Seen);
+    /// Asked after each block; after a `Break` the result is of no use.
+    fn go_on(&self) -> ControlFlow<()>;
+}
+
+/// Proves a stream by a plan. Without a valid `index.db`, and with blocks left out, the state is no more than a list
+/// of the blocks that were proven.
+pub fn prove(
+    stream: &Stream,
+    threads: &Threads,
+    plan: &dyn Plan,
+    progress: Progress<'_>,
+) -> Survey {
+    let depth = Depth {
+        subjects: false,
+        prove: true,
+    };
+    if let Some(v2) = stream.entries() {
+        return scan::survey_entries(stream, v2, threads, depth, Some(plan), progress);
+    }
+    match &stream.index {
+        Index::Valid(db) => {
+            let state = StreamState::from_index(db, true);
+            scan::prove_against_index(stream, state, threads, Some(plan), progress)
+        }
+        _ if plan.is_whole() => scan::rebuild(stream, threads, depth, Some(plan), progress),
+        _ => scan::prove_alone(stream, threads, plan, progress),
     }
 }
 

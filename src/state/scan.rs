@@ -15,8 +15,12 @@
 //!   otherwise its first sequence and deletes still are where the scan starts from.
 
 use super::subjects::SubjectMap;
-use super::{BlockState, Depth, Origin, Progress, StreamState, Survey, Totals, limits};
+use super::{
+    BlockState, Depth, Earlier, Origin, Plan, Progress, Seen, Stamp, StreamState, Survey, Totals,
+    limits,
+};
 use crate::finding::{Code, Finding, Severity};
+use crate::format::hash::HashKey;
 use crate::format::idx::{self, Idx};
 use crate::format::record::{BorderDoubt, Kind, OnDamage, Proof, Record, Step, scan};
 use crate::format::seqset::SeqSet;
@@ -493,26 +497,137 @@ fn unreadable(n: u64, len: u64, finding: Finding) -> BlockScan {
     }
 }
 
+/// The subjects with their counts as one number, so that those of blocks can be added up.
+fn subject_hash(subjects: &SubjectMap) -> u64 {
+    let key = HashKey::new("subjects");
+    let hash = |(subject, n): (&[u8], u64)| u64::from_le_bytes(key.sum(subject)).wrapping_mul(n);
+    subjects.iter().map(hash).fold(0, u64::wrapping_add)
+}
+
+/// A block as a plan knows it.
+enum Share {
+    /// Scanned; to be noted with this stamp and hash of its subjects.
+    Now(Box<BlockScan>, Option<(Stamp, u64)>),
+    Before(Seen),
+}
+
+/// The blocks that a plan wants, each with a valid index's word on it.
+struct Planned<'a> {
+    stream: &'a Stream,
+    plan: Option<&'a dyn Plan>,
+    /// What is known from before does not count.
+    anew: bool,
+}
+
+impl Planned<'_> {
+    fn files(&self) -> Vec<&BlockFile> {
+        let takes = |f: &&BlockFile| self.plan.is_none_or(|p| p.takes(f.n));
+        self.stream.blocks.iter().filter(takes).collect()
+    }
+
+    fn share(
+        &self,
+        file: &BlockFile,
+        known: Option<&BlockState>,
+        scan: impl FnOnce() -> BlockScan,
+    ) -> Share {
+        let Some(plan) = self.plan else {
+            return Share::Now(Box::new(scan()), None);
+        };
+        let stamp = match plan.earlier(file, known) {
+            Earlier::Seen(seen) if !self.anew => return Share::Before(seen),
+            Earlier::Unseen(stamp) => Some(stamp),
+            Earlier::Seen(_) | Earlier::NotKept => None,
+        };
+        let scan = Box::new(scan());
+        let kept = stamp.map(|stamp| (stamp, subject_hash(&scan.subjects)));
+        Share::Now(scan, kept)
+    }
+
+    /// Notes what was scanned just now; gives its part in the summary.
+    fn note(&self, n: u64, share: Share, totals: &mut Totals) -> (Seen, Option<Box<BlockScan>>) {
+        let (seen, scan) = match share {
+            Share::Before(seen) => (seen, None),
+            Share::Now(mut scan, kept) => {
+                let seen = Seen {
+                    records: scan.records,
+                    messages: scan.state.msgs,
+                    last: scan.state.last,
+                    bytes: scan.file_len,
+                    subjects: kept.map_or(0, |(_, hash)| hash),
+                    findings: std::mem::take(&mut scan.findings),
+                };
+                if let (Some(plan), Some((stamp, _))) = (self.plan, kept) {
+                    plan.seen(n, stamp, &seen);
+                }
+                (seen, Some(scan))
+            }
+        };
+        totals.blocks += 1;
+        totals.records += seen.records;
+        totals.messages += seen.messages;
+        totals.file_bytes += seen.bytes;
+        (seen, scan)
+    }
+
+    fn go_on(&self) -> ControlFlow<()> {
+        self.plan.map_or(ControlFlow::Continue(()), Plan::go_on)
+    }
+}
+
 /// Proves every record, and that the blocks hold what a valid `index.db` says.
 pub(super) fn prove_against_index(
     stream: &Stream,
     state: StreamState,
     threads: &Threads,
+    plan: Option<&dyn Plan>,
     progress: Progress<'_>,
 ) -> Survey {
+    let mut planned = Planned {
+        stream,
+        plan,
+        anew: false,
+    };
+    match prove_planned(&planned, state, threads, progress) {
+        Ok(survey) => survey,
+        // The subjects disagree, and only a pass over all blocks can tell which.
+        Err(state) => {
+            planned.anew = true;
+            match prove_planned(&planned, state, threads, progress) {
+                Ok(survey) => survey,
+                Err(state) => Survey {
+                    state,
+                    findings: Vec::new(),
+                    totals: Totals::default(),
+                },
+            }
+        }
+    }
+}
+
+/// `Err` where the subjects disagree, and it is not known which, because some blocks were not read now.
+fn prove_planned(
+    planned: &Planned<'_>,
+    state: StreamState,
+    threads: &Threads,
+    progress: Progress<'_>,
+) -> Result<Survey, StreamState> {
+    let stream = planned.stream;
+    let is_whole = planned.plan.is_none_or(Plan::is_whole);
+    let files = planned.files();
     let mut totals = Totals::default();
     let mut findings = Vec::new();
     let listed = state.subjects.as_ref();
     let mut counted = SubjectMap::new();
-    let mut readable = true;
+    let (mut readable, mut all_now, mut hash) = (true, true, 0u64);
     let last = stream.blocks.last().map(|b| b.n);
     let empty = BlockState::default();
     pipeline::ordered(
         threads,
-        stream.blocks.len(),
+        files.len(),
         Scratch::default,
         |i, scratch| {
-            let file = stream.blocks.get(i)?;
+            let file = *files.get(i)?;
             let known = state.block(file.n).unwrap_or(&empty);
             let ask = Ask {
                 rows: false,
@@ -520,29 +635,36 @@ pub(super) fn prove_against_index(
                 listed,
                 last_block: Some(file.n) == last,
             };
-            let result = match stream.load(file, scratch) {
+            let share = planned.share(file, Some(known), || match stream.load(file, scratch) {
                 Ok(mut loaded) => scan_block(stream, &mut loaded, &Known::Exactly(known), ask),
                 Err(f) => unreadable(file.n, file.len, *f),
-            };
-            progress(result.file_len);
-            Some(result)
+            });
+            progress(match &share {
+                Share::Now(scan, _) => scan.file_len,
+                Share::Before(seen) => seen.bytes,
+            });
+            Some((file.n, share))
         },
         |_, result| {
-            let Some(mut scan) = result else {
+            let Some((n, share)) = result else {
                 return ControlFlow::Break(());
             };
-            totals.blocks += 1;
-            totals.records += scan.records;
-            totals.file_bytes += scan.file_len;
-            readable &= scan.exact;
-            findings.append(&mut scan.findings);
-            for (subject, n) in scan.subjects.iter() {
-                *counted.value_mut(subject) += n;
+            let (mut seen, scan) = planned.note(n, share, &mut totals);
+            hash = hash.wrapping_add(seen.subjects);
+            findings.append(&mut seen.findings);
+            match scan {
+                Some(scan) => {
+                    readable &= scan.exact;
+                    for (subject, n) in scan.subjects.iter() {
+                        *counted.value_mut(subject) += n;
+                    }
+                }
+                None => all_now = false,
             }
-            ControlFlow::Continue(())
+            planned.go_on()
         },
     );
-    for file in &stream.blocks {
+    for file in files {
         if state.block(file.n).is_none() && file.len > 0 {
             findings.push(
                 Finding::new(
@@ -555,7 +677,14 @@ pub(super) fn prove_against_index(
         }
     }
     let damaged = findings.iter().any(|f| f.severity == Severity::Error) || !readable;
-    if let (Some(listed), false) = (listed, damaged) {
+    if let (Some(listed), false, false) = (listed, damaged, all_now)
+        && is_whole
+        && planned.go_on().is_continue()
+        && subject_hash(listed) != hash
+    {
+        return Err(state);
+    }
+    if let (Some(listed), false, true) = (listed, damaged, all_now && is_whole) {
         let place = stream.place(&stream.msgs_dir().join("index.db"));
         let mut wrong = 0u64;
         let mut compare = |subject: &[u8], index: u64, blocks: u64| {
@@ -583,8 +712,61 @@ pub(super) fn prove_against_index(
             }
         }
     }
-    Survey {
+    Ok(Survey {
         state,
+        findings,
+        totals,
+    })
+}
+
+/// Proves every record of some blocks, each by itself: there is no valid `index.db`, and nothing is said of the stream.
+pub(super) fn prove_alone(
+    stream: &Stream,
+    threads: &Threads,
+    plan: &dyn Plan,
+    progress: Progress<'_>,
+) -> Survey {
+    let planned = Planned {
+        stream,
+        plan: Some(plan),
+        anew: false,
+    };
+    let files = planned.files();
+    let mut totals = Totals::default();
+    let (mut findings, mut blocks) = (Vec::new(), Vec::new());
+    let last = stream.blocks.last().map(|b| b.n);
+    pipeline::ordered(
+        threads,
+        files.len(),
+        Scratch::default,
+        |i, scratch| {
+            let file = *files.get(i)?;
+            let ask = Ask {
+                rows: false,
+                subjects: false,
+                listed: None,
+                last_block: Some(file.n) == last,
+            };
+            let share = planned.share(file, None, || scan_alone(stream, file, scratch, ask));
+            progress(file.len);
+            Some((file.n, share))
+        },
+        |_, result| {
+            let Some((n, share)) = result else {
+                return ControlFlow::Break(());
+            };
+            let (mut seen, _) = planned.note(n, share, &mut totals);
+            findings.append(&mut seen.findings);
+            blocks.push(BlockState {
+                n,
+                last: seen.last,
+                ..BlockState::default()
+            });
+            planned.go_on()
+        },
+    );
+    Survey {
+        state: combine(blocks, SubjectMap::new()),
         findings,
         totals,
     }
@@ -687,6 +869,7 @@ pub(super) fn rebuild(
     stream: &Stream,
     threads: &Threads,
     depth: Depth,
+    plan: Option<&dyn Plan>,
     progress: Progress<'_>,
 ) -> Survey {
     let mut totals = Totals::default();
@@ -730,7 +913,7 @@ pub(super) fn rebuild(
             }
             findings.push(std::mem::take(&mut scan.findings));
             blocks.push(scan.state);
-            ControlFlow::Continue(())
+            plan.map_or(ControlFlow::Continue(()), Plan::go_on)
         },
     );
     blocks.reverse();
@@ -881,6 +1064,7 @@ pub(super) fn survey_entries(
     v2: &V2,
     threads: &Threads,
     depth: Depth,
+    plan: Option<&dyn Plan>,
     progress: Progress<'_>,
 ) -> Survey {
     let mut state = StreamState {
@@ -926,7 +1110,7 @@ pub(super) fn survey_entries(
                     .seq(m.seq),
             ));
         }
-        ControlFlow::Continue(())
+        plan.map_or(ControlFlow::Continue(()), Plan::go_on)
     });
     let complete = end.as_ref().is_ok_and(|end| end.complete);
     match end {

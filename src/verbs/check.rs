@@ -1,7 +1,10 @@
 //! `jetsam check`: reads and proves everything, and says what it found.
 
+use super::backup::require_outside;
 use super::metrics::Metrics;
+use super::part::{self, Choice, Sitting};
 use super::restorable::{self, Contents};
+use super::resume::{self, Counts, Notes, Resume};
 use super::salvage::{Beside, How, mend_one};
 use super::{Context, Exit, Failure, concerns, exit_for, on_start, render};
 use crate::finding::{Code, Finding, Severity};
@@ -10,16 +13,27 @@ use crate::format::{self, fss, idx, meta, raft, sched_db, sources_db, thw_db};
 use crate::salvage::assignments::Assignments;
 use crate::source::{Role, Source, StreamSource};
 use crate::state::consumers::position;
-use crate::state::{Depth, StreamState, Survey, Totals, survey};
+use crate::state::{Depth, StreamState, Survey, Totals, prove, survey};
 use crate::stream::{INDEX_FILE, Index, Stream, Want};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::BTreeSet;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 /// Seconds of search for each damaged file, to tell whether it can be mended: `salvage` takes more.
 const SEARCH_SECONDS: f64 = 0.1;
+
+/// What to check, and how.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which blocks.
+    pub choice: Choice,
+    /// Where to note what is done, so that another run can go on.
+    pub state: Option<PathBuf>,
+}
 
 /// What was checked.
 #[derive(Debug, Clone, Copy, Default, Serialize)]
@@ -40,6 +54,36 @@ pub struct Summary {
     pub errors: u64,
     /// Findings that are warnings.
     pub warnings: u64,
+    /// Which blocks were read, where that are not all.
+    #[serde(flatten)]
+    pub choice: Choice,
+    /// Blocks there are, where not all were read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks_total: Option<u64>,
+}
+
+impl Summary {
+    fn counts(&self) -> Counts {
+        Counts {
+            consumers: self.consumers,
+            blocks: self.blocks,
+            blocks_total: self.blocks_total.unwrap_or(0),
+            records: self.records,
+            messages: self.messages,
+            bytes: self.bytes,
+        }
+    }
+
+    fn add(&mut self, c: &Counts) {
+        self.consumers += c.consumers;
+        self.blocks += c.blocks;
+        self.records += c.records;
+        self.messages += c.messages;
+        self.bytes += c.bytes;
+        if let Some(total) = &mut self.blocks_total {
+            *total += c.blocks_total;
+        }
+    }
 }
 
 /// The outcome of a check.
@@ -51,23 +95,53 @@ pub struct Report {
     pub summary: Summary,
 }
 
+impl Report {
+    fn of(choice: Choice) -> Self {
+        let mut report = Self::default();
+        report.summary.choice = choice;
+        report.summary.blocks_total = (!choice.is_all()).then_some(0);
+        report
+    }
+}
+
 /// Runs the verb.
-pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf]) -> Result<Exit, Failure> {
+pub fn run(ctx: &mut Context<'_>, sources: &[PathBuf], options: &Options) -> Result<Exit, Failure> {
     let paths: Vec<&Path> = sources.iter().map(PathBuf::as_path).collect();
     Metrics::around("check", ctx, &paths, |ctx, metrics| {
-        all(ctx, sources, metrics)
+        all(ctx, sources, options, metrics)
     })
 }
 
-fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Result<Exit, Failure> {
+fn all(
+    ctx: &mut Context<'_>,
+    sources: &[PathBuf],
+    options: &Options,
+    metrics: &mut Metrics,
+) -> Result<Exit, Failure> {
     let started = Instant::now();
-    let mut report = Report::default();
+    let (state, choice) = match &options.state {
+        None => (None, options.choice.seeded(None)),
+        Some(file) => {
+            for source in sources {
+                require_outside(around(source), file)?;
+            }
+            let (state, choice) = Resume::open(file, sources, &ctx.selector, options.choice)?;
+            (Some(state), choice)
+        }
+    };
+    let mut report = Report::of(choice);
     let mut exit = Exit::Clean;
-    for path in sources {
+    for (i, path) in sources.iter().enumerate() {
         let opened = ctx.open(path)?;
         ctx.require_match(&opened)?;
-        let mut one = check(ctx, &opened.source);
-        repairable(ctx, &opened.source, &mut one.findings);
+        let mut one = check_some(ctx, &opened.source, choice, state.as_ref().map(|s| (s, i)));
+        // Whether an error can be put right takes a look at the whole stream.
+        if choice.is_all() {
+            repairable(ctx, &opened.source, &mut one.findings);
+        }
+        if let Some(state) = state.as_ref().filter(|_| is_stopped(ctx)) {
+            return Ok(interrupted(ctx, state));
+        }
         if sources.len() > 1 {
             // `file` is relative to its source; with several sources that alone would be ambiguous.
             for f in &mut one.findings {
@@ -82,11 +156,7 @@ fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Res
         report.findings.append(&mut one.findings);
         let (s, o) = (&mut report.summary, one.summary);
         s.streams += o.streams;
-        s.consumers += o.consumers;
-        s.blocks += o.blocks;
-        s.records += o.records;
-        s.messages += o.messages;
-        s.bytes += o.bytes;
+        s.add(&o.counts());
         (metrics.streams, metrics.bytes) = (s.streams, s.bytes);
     }
     let count = |severity| {
@@ -105,6 +175,14 @@ fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Res
     } else {
         human(ctx, &report, started)?;
     }
+    if let Some(state) = &state {
+        // Told first: a report that nobody could read is made again from what is noted.
+        ctx.out.flush()?;
+        // What was written to meanwhile is checked again.
+        if !note(ctx, state, exit == Exit::Clean) {
+            exit = exit.worse(Exit::Failed);
+        }
+    }
     Ok(if exit == Exit::Clean {
         exit_for(&report.findings)
     } else {
@@ -112,41 +190,157 @@ fn all(ctx: &mut Context<'_>, sources: &[PathBuf], metrics: &mut Metrics) -> Res
     })
 }
 
+/// What must hold no state file: a store's directory for a block in it, a backup for its `backup.json`.
+fn around(source: &Path) -> &Path {
+    let is_part = source
+        .file_name()
+        .is_some_and(|n| n == "backup.json" || n.as_bytes().ends_with(b".blk"));
+    let parent = source.parent().filter(|_| is_part);
+    match parent {
+        Some(p) if p.as_os_str().is_empty() => Path::new("."),
+        Some(p) => p,
+        None => source,
+    }
+}
+
+fn is_stopped(ctx: &Context<'_>) -> bool {
+    ctx.stop.load(Ordering::Relaxed)
+}
+
+/// Writes the state; whether that succeeded.
+fn note(ctx: &Context<'_>, state: &Resume, complete: bool) -> bool {
+    let written = state.close(complete);
+    if let Err(e) = &written {
+        ctx.monitor.warn(&format!("state file: {e}"));
+    }
+    written.is_ok()
+}
+
+fn interrupted(ctx: &Context<'_>, state: &Resume) -> Exit {
+    if note(ctx, state, false) {
+        ctx.monitor
+            .warn("interrupted; the same command goes on with what is left");
+    }
+    Exit::Interrupted
+}
+
 /// Checks the selected streams (and raft groups) of a source.
 pub fn check(ctx: &Context<'_>, source: &Source) -> Report {
-    let mut report = Report {
-        findings: source
-            .findings
-            .iter()
-            .filter(|f| concerns(&ctx.selector, f))
-            .cloned()
-            .map(on_start::around)
-            .collect(),
-        ..Report::default()
-    };
+    check_some(ctx, source, Choice::All, None)
+}
+
+/// As [`check`], of chosen blocks. `state` has what is done of the source with this number.
+fn check_some(
+    ctx: &Context<'_>,
+    source: &Source,
+    choice: Choice,
+    state: Option<(&Resume, usize)>,
+) -> Report {
+    let mut report = Report::of(choice);
+    let found = source.findings.iter();
+    report.findings = found
+        .filter(|f| concerns(&ctx.selector, f))
+        .cloned()
+        .map(on_start::around)
+        .collect();
     let selected = |s: &&StreamSource| ctx.selector.stream(&s.account, &s.name);
-    for s in source.streams.iter().filter(selected) {
-        report.summary.streams += 1;
-        stream(ctx, s, &mut report);
-    }
-    for s in source.groups.iter().filter(selected) {
-        stream(ctx, s, &mut report);
+    let streams = source.streams.iter().filter(selected);
+    report.summary.streams = streams.clone().count() as u64;
+    for s in streams.chain(source.groups.iter().filter(selected)) {
+        let notes = state.and_then(|(state, i)| state.of(i, s));
+        let (counts, mut found) = match notes {
+            Some(notes) => noted(ctx, source, s, choice, notes),
+            None => stream(ctx, s, choice, None).0,
+        };
+        report.summary.add(&counts);
+        report.findings.append(&mut found);
+        if let Some((state, _)) = state {
+            if is_stopped(ctx) {
+                break;
+            }
+            if let Some(e) = state.complaint() {
+                ctx.monitor.warn(&format!("state file: {e}"));
+            }
+        }
     }
     report
 }
 
-fn stream(ctx: &Context<'_>, source: &StreamSource, report: &mut Report) {
-    let (stream, state, totals, mut all) = examine(ctx, source);
-    on_start::tell(&stream, &state, &mut all);
-    report.findings.append(&mut all);
-    let s = &mut report.summary;
-    s.consumers += stream.consumers.len() as u64;
-    s.blocks += totals.blocks;
-    s.records += totals.records;
-    s.bytes += totals.file_bytes;
-    if stream.role == Role::Stream {
-        s.messages += state.msgs;
+/// A stream, or what is noted of it where nothing of it has changed.
+fn noted(
+    ctx: &Context<'_>,
+    whole: &Source,
+    source: &StreamSource,
+    choice: Choice,
+    notes: Notes<'_>,
+) -> (Counts, Vec<Finding>) {
+    // Before anything is read: what changes meanwhile is read again the next time.
+    let fingerprint = resume::fingerprint(whole, source);
+    if let Some(done) = fingerprint.and_then(|f| notes.whole(f)) {
+        return done;
     }
+    let (found, in_blocks) = stream(ctx, source, choice, Some(notes));
+    if let Some(f) = fingerprint.filter(|_| !in_blocks && !is_stopped(ctx)) {
+        notes.add_whole(f, found.0, &found.1);
+    }
+    found
+}
+
+/// What the check of a stream brings, and whether that was noted block by block.
+fn stream(
+    ctx: &Context<'_>,
+    source: &StreamSource,
+    choice: Choice,
+    notes: Option<Notes<'_>>,
+) -> ((Counts, Vec<Finding>), bool) {
+    let in_archive = source.in_archive();
+    // Read whole or not at all; to open it was to read its structure, and what is wrong with that is told.
+    if in_archive
+        && !choice
+            .of(&source.account, &source.name)
+            .takes(part::ARCHIVE)
+    {
+        let counts = Counts {
+            blocks_total: part::count(source),
+            ..Counts::default()
+        };
+        let found = source.findings.iter().cloned();
+        let found = found.map(|f| f.stream(&source.account, &source.name));
+        return ((counts, found.collect()), false);
+    }
+    let choice = if in_archive { Choice::All } else { choice };
+    let Examined {
+        mut stream,
+        state,
+        totals,
+        mut findings,
+        has_state,
+    } = examine(ctx, source, choice, notes);
+    let counts = Counts {
+        consumers: stream.consumers.len() as u64,
+        blocks: totals.blocks,
+        blocks_total: if in_archive {
+            totals.blocks
+        } else {
+            stream.blocks.len() as u64
+        },
+        records: totals.records,
+        messages: match stream.role {
+            Role::Stream if choice.is_all() => state.msgs,
+            Role::Stream => totals.messages,
+            _ => 0,
+        },
+        bytes: totals.file_bytes,
+    };
+    if has_state {
+        // It looks into blocks, too.
+        let chosen = choice.of(&source.account, &source.name);
+        stream.blocks.retain(|b| chosen.takes(b.n));
+        on_start::tell(&stream, &state, &mut findings);
+    }
+    let is_valid = matches!(stream.index, Index::Valid(_));
+    let in_blocks = !in_archive && (is_valid || !choice.is_all());
+    ((counts, findings), in_blocks)
 }
 
 /// Says of each error in a stream whether `salvage` puts it right: whether it is still there once it has.
@@ -175,7 +369,7 @@ fn repairable(ctx: &Context<'_>, whole: &Source, found: &mut [Finding]) {
             continue;
         }
         let mended = mend_one(ctx, whole, source, &how, beside);
-        let (_, _, _, left) = examine(ctx, &mended.source);
+        let left = examine(ctx, &mended.source, Choice::All, None).findings;
         type Place<'f> = (Code, &'f Option<String>, Option<u64>, Option<u64>);
         let left: BTreeSet<Place<'_>> = left
             .iter()
@@ -191,11 +385,23 @@ fn repairable(ctx: &Context<'_>, whole: &Source, found: &mut [Finding]) {
     }
 }
 
-/// Reads and proves a stream.
+/// A stream that was read.
+struct Examined {
+    stream: Stream,
+    state: StreamState,
+    totals: Totals,
+    findings: Vec<Finding>,
+    /// The state is that of the stream, not only of the blocks that were read.
+    has_state: bool,
+}
+
+/// Reads and proves a stream, or chosen blocks of it.
 fn examine(
     ctx: &Context<'_>,
     source: &StreamSource,
-) -> (Stream, StreamState, Totals, Vec<Finding>) {
+    choice: Choice,
+    notes: Option<Notes<'_>>,
+) -> Examined {
     let stream = Stream::open(
         source,
         &ctx.keys,
@@ -204,19 +410,29 @@ fn examine(
             consumers: true,
         },
     );
-    let total: u64 = stream.blocks.iter().map(|b| b.len).sum();
-    ctx.monitor
-        .begin(&format!("Checking {}", stream.name), total);
-    let found = survey(
-        &stream,
-        &ctx.threads,
-        Depth {
+    let plan = Sitting {
+        chosen: choice.of(&source.account, &source.name),
+        notes: notes.filter(|_| !source.in_archive()),
+        stream: &stream,
+        stop: &ctx.stop,
+    };
+    let files = stream.blocks.iter().filter(|b| plan.chosen.takes(b.n));
+    ctx.monitor.begin(
+        &format!("Checking {}", stream.name),
+        files.map(|b| b.len).sum(),
+    );
+    let progress = |n| ctx.monitor.advance(n);
+    let found = if choice.is_all() && notes.is_none() {
+        let depth = Depth {
             subjects: false,
             prove: true,
-        },
-        &|n| ctx.monitor.advance(n),
-    );
+        };
+        survey(&stream, &ctx.threads, depth, &progress)
+    } else {
+        prove(&stream, &ctx.threads, &plan, &progress)
+    };
     ctx.monitor.end();
+    let has_state = choice.is_all() || matches!(stream.index, Index::Valid(_));
     let Survey {
         state,
         findings,
@@ -226,9 +442,11 @@ fn examine(
     all.extend(findings);
     let mut extra = Vec::new();
     config(&stream, &mut extra);
-    consumers(&stream, &state, &mut extra);
-    side_files(&stream, &state, &mut extra);
-    index_ahead(&stream, &state, &mut extra);
+    if has_state {
+        consumers(&stream, &state, &mut extra);
+        index_ahead(&stream, &state, &mut extra);
+    }
+    side_files(&stream, &state, has_state, &mut extra);
     if stream.role == Role::RaftGroup {
         raft_files(&stream, &mut extra);
     }
@@ -245,7 +463,13 @@ fn examine(
             .into_iter()
             .map(|f| f.stream(&stream.account, &stream.name)),
     );
-    (stream, state, totals, all)
+    Examined {
+        stream,
+        state,
+        totals,
+        findings: all,
+        has_state,
+    }
 }
 
 /// Whether a record of the stream does not prove itself.
@@ -327,7 +551,7 @@ fn consumers(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
 }
 
 /// `thw.db`, `sched.db`, `sources.db`, `<n>.idx`, `<n>.fss`.
-fn side_files(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
+fn side_files(stream: &Stream, state: &StreamState, has_state: bool, out: &mut Vec<Finding>) {
     let Some((tree, dir)) = stream.tree() else {
         return;
     };
@@ -377,7 +601,7 @@ fn side_files(stream: &Stream, state: &StreamState, out: &mut Vec<Finding>) {
                         Finding::new(Code::SideFile, fault.kind.to_string()).offset(fault.offset),
                     ),
                     // Servers write the block first.
-                    Ok(idx) if idx.msgs > 0 => {
+                    Ok(idx) if idx.msgs > 0 && (has_state || state.block(b.n).is_some()) => {
                         let end = state.block(b.n).map_or(0, |s| s.last);
                         (idx.last_seq > end).then(|| {
                             Finding::new(
@@ -535,12 +759,20 @@ fn human(ctx: &mut Context<'_>, report: &Report, started: Instant) -> Result<(),
             )
         }
     };
+    let blocks = match (s.choice.words(), s.blocks_total) {
+        (Some(words), Some(total)) => format!(
+            "{} of {} ({words})",
+            render::count(s.blocks),
+            render::number_of(total, "block")
+        ),
+        _ => render::number_of(s.blocks, "block"),
+    };
     writeln!(
         ctx.out,
         "Checked {}, {}, {}, {}, {}, {} in {}: {verdict}",
         render::number_of(s.streams, "stream"),
         render::number_of(s.consumers, "consumer"),
-        render::number_of(s.blocks, "block"),
+        blocks,
         render::number_of(s.records, "record"),
         render::number_of(s.messages, "message"),
         render::bytes(s.bytes),

@@ -10,10 +10,12 @@ pub mod inspect;
 pub mod ls;
 pub mod metrics;
 pub mod on_start;
+pub mod part;
 pub mod refusal;
 pub mod render;
 mod restorable;
 pub mod restore;
+pub mod resume;
 pub mod salvage;
 pub mod view;
 

@@ -13,12 +13,11 @@ use super::MAX_FINDINGS;
 use crate::finding::{Code, Finding};
 use crate::format::mend::Flip;
 use crate::format::s2::{self, FrameKind};
+use crate::source::limit::{Input, Limit};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// What a server's writer puts in a frame: all frames but the last are this long.
@@ -119,13 +118,13 @@ fn decode_block(block: &[u8], out: &mut [u8]) -> Result<(), String> {
 /// A file that reads with some of its bits the other way round.
 #[derive(Debug)]
 pub(super) struct Patched {
-    file: File,
+    file: Input,
     wrong: BTreeMap<u64, u8>,
 }
 
 impl Patched {
     /// The file with these bits put right.
-    pub(super) fn new(file: File, flips: &[Flip]) -> Self {
+    pub(super) fn new(file: Input, flips: &[Flip]) -> Self {
         let mut wrong = BTreeMap::new();
         for f in flips {
             *wrong.entry(f.offset).or_default() ^= 1 << (f.bit & 7);
@@ -140,13 +139,13 @@ pub(super) trait ReadAt {
     fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize>;
 }
 
-impl ReadAt for File {
+impl ReadAt for Input {
     fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
         self.read_at(buf, at)
     }
 }
 
-impl ReadAt for Arc<File> {
+impl ReadAt for Arc<Input> {
     fn read_some(&self, buf: &mut [u8], at: u64) -> io::Result<usize> {
         self.read_at(buf, at)
     }
@@ -867,6 +866,11 @@ impl Frames {
         pread(&self.file, at, buf)
     }
 
+    /// What reading it is limited by.
+    pub(super) fn limit(&self) -> Option<Arc<Limit>> {
+        self.file.file.limit()
+    }
+
     /// Length of the file.
     pub(super) fn len(&self) -> u64 {
         self.len
@@ -887,7 +891,7 @@ pub(super) fn is_cut_identifier(file: &[u8]) -> bool {
 }
 
 /// Whether a file is S2-framed but for its first bytes: a frame that proves itself follows them.
-pub(super) fn lost_identifier(file: File, len: u64, head: &[u8]) -> io::Result<bool> {
+pub(super) fn lost_identifier(file: Input, len: u64, head: &[u8]) -> io::Result<bool> {
     let at = S2.len() as u64;
     let Ok(Some(h)) = header(head.get(S2.len()..).unwrap_or_default()) else {
         return Ok(false);

@@ -1,15 +1,15 @@
 //! A gzip file, which can only be read from its start: going back begins again.
 
 use super::frames::pread;
+use crate::source::limit::{Input, Limit};
 use flate2::bufread::GzDecoder;
-use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Reads a file by offset, so that the handle has no position to share.
 #[derive(Debug)]
 struct At {
-    file: Arc<File>,
+    file: Arc<Input>,
     at: u64,
 }
 
@@ -43,11 +43,11 @@ pub(super) struct End {
 /// A gzip file.
 #[derive(Debug)]
 pub(super) struct Gzip {
-    file: Arc<File>,
+    file: Arc<Input>,
     state: Mutex<State>,
 }
 
-fn start(file: &Arc<File>) -> GzDecoder<BufReader<At>> {
+fn start(file: &Arc<Input>) -> GzDecoder<BufReader<At>> {
     GzDecoder::new(BufReader::with_capacity(
         64 << 10,
         At {
@@ -58,7 +58,7 @@ fn start(file: &Arc<File>) -> GzDecoder<BufReader<At>> {
 }
 
 impl Gzip {
-    pub(super) fn new(file: File) -> Self {
+    pub(super) fn new(file: Input) -> Self {
         let file = Arc::new(file);
         let state = State {
             decoder: start(&file),
@@ -90,6 +90,11 @@ impl Gzip {
             }
         }
         state.fill(out)
+    }
+
+    /// What reading it is limited by.
+    pub(super) fn limit(&self) -> Option<Arc<Limit>> {
+        self.file.limit()
     }
 
     /// Decoded length, once the end was read.

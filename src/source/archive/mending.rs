@@ -6,8 +6,10 @@
 use super::frames::{Frames, Patched, S2, pread};
 use crate::format::mend::{Effort, Flip, s2};
 use crate::format::s2::MAX_FRAME_BODY;
+use crate::source::limit::{Input, Limit};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// What was found out about an archive's frames.
 #[derive(Debug, Default)]
@@ -22,9 +24,19 @@ pub struct MendedFrames {
 
 /// Searches the flipped bits in an archive's frames. Nothing for an archive that is not S2-framed.
 pub fn mend(path: &Path, effort: &Effort<'_>) -> io::Result<MendedFrames> {
+    mend_with(path, effort, None)
+}
+
+/// As [`mend`], read no faster than `limit` allows.
+pub fn mend_with(
+    path: &Path,
+    effort: &Effort<'_>,
+    limit: Option<Arc<Limit>>,
+) -> io::Result<MendedFrames> {
     let mut out = MendedFrames::default();
     let file = crate::source::dir::open_read_only(&std::fs::canonicalize(path)?)?;
-    let len = file.metadata()?.len();
+    let file = Input::new(file, limit);
+    let len = file.size()?;
     let mut head = [0; S2.len()];
     let n = pread(&file, 0, &mut head)?;
     let identifier: Vec<Flip> = head

@@ -7,16 +7,16 @@ mod mending;
 mod tar_tree;
 mod v2;
 
-pub use mending::{MendedFrames, mend};
+pub use mending::{MendedFrames, mend, mend_with};
 pub use tar_tree::TarTree;
 pub use v2::{V2, V2Consumer, V2End, V2Message};
 
 use crate::finding::{Code, Finding};
 use crate::format::mend::Flip;
 use crate::format::{archive_v2, tar};
+use crate::source::limit::{Input, Limit};
 use frames::{Frames, Patched, pread};
 use gzip::Gzip;
-use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -73,7 +73,7 @@ impl ArchiveError {
 /// What the archive's bytes are wrapped in.
 #[derive(Debug)]
 enum Container {
-    Plain { file: File, len: u64 },
+    Plain { file: Input, len: u64 },
     S2(Frames),
     Gzip(Gzip),
 }
@@ -85,6 +85,15 @@ impl Container {
             Self::Plain { len, .. } => *len,
             Self::S2(frames) => frames.len(),
             Self::Gzip(_) => 0,
+        }
+    }
+
+    /// What reading it is limited by.
+    fn limit(&self) -> Option<Arc<Limit>> {
+        match self {
+            Self::Plain { file, .. } => file.limit(),
+            Self::S2(frames) => frames.limit(),
+            Self::Gzip(gzip) => gzip.limit(),
         }
     }
 
@@ -142,14 +151,24 @@ impl Container {
 
 /// Opens an archive file.
 pub fn open(path: &Path) -> Result<Opened, ArchiveError> {
-    open_mended(path, &[])
+    open_with(path, &[], None)
 }
 
 /// Opens an archive file whose S2 frames have these bits the wrong way round.
 pub fn open_mended(path: &Path, flips: &[Flip]) -> Result<Opened, ArchiveError> {
+    open_with(path, flips, None)
+}
+
+/// As [`open_mended`], read no faster than `limit` allows.
+pub fn open_with(
+    path: &Path,
+    flips: &[Flip],
+    limit: Option<Arc<Limit>>,
+) -> Result<Opened, ArchiveError> {
     // The path is the user's own: a link in it is followed, a device is not opened.
     let file = super::dir::open_read_only(&std::fs::canonicalize(path)?)?;
-    let len = file.metadata()?.len();
+    let file = Input::new(file, limit);
+    let len = file.size()?;
     let mut head = [0; HEAD];
     let n = pread(&file, 0, &mut head)?;
     let head = head.get(..n).unwrap_or_default();

@@ -7,6 +7,7 @@
 use super::{Container, MAX_FINDINGS, Notes};
 use crate::finding::{Code, Finding, Severity};
 use crate::format::tar;
+use crate::source::limit::Limit;
 use crate::source::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -14,6 +15,7 @@ use std::io;
 use std::ops::Bound;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::Path;
+use std::sync::Arc;
 
 const BLOCK: u64 = tar::BLOCK as u64;
 /// Members beyond these are not looked at.
@@ -758,6 +760,10 @@ impl Tree for TarTree {
             }
             _ => Ok(0),
         }
+    }
+
+    fn limit(&self) -> Option<Arc<Limit>> {
+        self.container.limit()
     }
 
     fn sequential(&self) -> bool {

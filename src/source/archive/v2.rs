@@ -11,9 +11,10 @@ use crate::format::archive_v2::{self, Header, MAX_NAME};
 use crate::format::backup_json::StreamState;
 use crate::format::o_dat::ConsumerState;
 use crate::pipeline::{Threads, ordered};
+use crate::source::limit::Limit;
 use serde_json::{Map, Value};
 use std::ops::{ControlFlow, Range};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Longest headers and payload together; servers store up to 32 MiB, in memory up to 64.
 const MAX_BODY: u64 = 64 << 20;
@@ -303,6 +304,11 @@ impl V2 {
     /// Length of the archive file.
     pub fn file_len(&self) -> u64 {
         self.container.file_len()
+    }
+
+    /// What reading it is limited by.
+    pub fn limit(&self) -> Option<Arc<Limit>> {
+        self.container.limit()
     }
 
     /// `state.json`.
