@@ -68,10 +68,17 @@ fn a_limit_that_is_none_is_refused() {
         let ran = f.jetsam().arg("ls").arg(store).args(options).run();
         assert!(ran.status(2).stdout.is_empty());
     }
-    let meta = store.join("jetstream/$G/streams/WORK/meta.inf");
-    assert!(meta.exists());
-    let j = f.jetsam().arg("inspect").arg(meta);
-    j.args(["--io-limit", "1M"]).run().status(2);
+    let block = blocks(store).join("1.blk");
+    let inspect = |rate| {
+        f.jetsam()
+            .arg("inspect")
+            .arg(&block)
+            .args(["--io-limit", rate])
+            .run()
+    };
+    let started = Instant::now();
+    assert_eq!(inspect("60K").text(), inspect("1G").text());
+    assert!(started.elapsed() >= Duration::from_millis(400));
 }
 
 /// The numbers of a summary that add up over the parts.

@@ -155,9 +155,6 @@ fn run(cli: Cli, out: &mut (dyn Write + Send)) -> Result<Exit, Stop> {
             Failure::Usage("--metrics is for backup, check, restore and salvage".into()).into(),
         );
     }
-    if g.io_limit.is_some() && matches!(cli.verb, Verb::Inspect { .. }) {
-        return Err(Failure::Usage("--io-limit is not for inspect".into()).into());
-    }
     let keys = KeyRing {
         current: key(g.key_file.as_deref(), g.key_env.as_deref(), KEY_ENV)?,
         previous: key(

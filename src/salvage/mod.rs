@@ -281,7 +281,7 @@ fn archive(source: &StreamSource, path: &Path, ask: &Ask<'_>, report: &mut Repor
         cancel: Some(ask.stop),
         ..Effort::default()
     };
-    let found = match archive::mend(path, &effort) {
+    let found = match archive::mend_with(path, &effort, source.limit()) {
         Ok(found) => found,
         Err(e) => {
             report.note(format!("{}: {e}", path.display()));
@@ -304,7 +304,7 @@ fn archive(source: &StreamSource, path: &Path, ask: &Ask<'_>, report: &mut Repor
     if flips.is_empty() {
         return source.clone();
     }
-    match archive::open_mended(path, &flips) {
+    match archive::open_with(path, &flips, source.limit()) {
         Ok(opened) => source.reopened(opened),
         Err(e) => {
             report.note(format!("{place}: {e}"));

@@ -158,7 +158,11 @@ fn file(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit, F
             path.display()
         )));
     }
-    opened.take(INDEX_FILE).read_to_end(&mut raw).map_err(io)?;
+    match &ctx.open.limit {
+        None => opened.take(INDEX_FILE).read_to_end(&mut raw).map(|_| ()),
+        Some(limit) => limit.read_to_end(&opened, INDEX_FILE, &mut raw),
+    }
+    .map_err(io)?;
     let shown = decode(ctx, path, &names, &owner, block, &raw);
     let bad = shown.get("fault").is_some() || shown.get("hash").is_some_and(|h| h == "bad");
     let locked = shown.get("locked").is_some();
@@ -313,7 +317,7 @@ fn records(
         f
     };
     let tree: std::sync::Arc<dyn source::tree::Tree> = std::sync::Arc::new(OneBlock {
-        dir: source::dir::DirTree::new(dir, false),
+        dir: source::dir::DirTree::new(dir, false).limited(ctx.open.limit.clone()),
         name: name.into(),
         n,
     });
@@ -791,20 +795,26 @@ fn decode(
                 }
             }
         }
-        _ => unknown(path, &mut out),
+        _ => unknown(ctx, path, &mut out),
     }
     out.0
 }
 
 /// An archive, or nothing that is known.
-fn unknown(path: &Path, out: &mut Shown) {
-    match source::archive::open(path) {
+fn unknown(ctx: &Context<'_>, path: &Path, out: &mut Shown) {
+    match source::archive::open_with(path, &[], ctx.open.limit.clone()) {
         Ok(source::archive::Opened::Tar(tree)) => {
             out.set("kind", "tar archive");
             out.set("stream", json!(tree.stream_name()));
             let found: Vec<Value> = tree.findings().iter().map(|f| json!(f)).collect();
             out.set("findings", found);
-            let source = source::open(path, &OpenOptions::default());
+            let source = source::open(
+                path,
+                &OpenOptions {
+                    limit: ctx.open.limit.clone(),
+                    ..OpenOptions::default()
+                },
+            );
             let mut members = Vec::new();
             if source.is_ok() {
                 list(&*tree, &mut members);
