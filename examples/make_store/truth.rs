@@ -83,10 +83,11 @@ fn messages(done: &Done) -> Vec<Value> {
                 "seq": seq,
                 "subject": String::from_utf8_lossy(&parts.subject),
                 "time": rfc3339(shape.ts(seq)),
-                "data": STANDARD.encode(&parts.payload),
             });
-            if !parts.headers.is_empty() {
-                message["hdrs"] = STANDARD.encode(&parts.headers).into();
+            for (key, bytes) in [("hdrs", &parts.headers), ("data", &parts.payload)] {
+                if !bytes.is_empty() {
+                    message[key] = STANDARD.encode(bytes).into();
+                }
             }
             message
         })
