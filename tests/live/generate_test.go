@@ -25,7 +25,9 @@ var generated = []struct {
 	{"s2-chacha", "--messages 400 --s2 --cipher chacha --block-size 64k", false},
 	{"runs", "--messages 500 --deleted-runs 5x400 --block-size 64k --consumers 7", false},
 	{"runs-between", "--messages 500 --deleted-runs 5x400 --between-blocks --consumers 7", false},
-	{"billion", "--messages 500 --deleted-runs 10x100000000 --consumers 7", true},
+	{"million", "--messages 500 --deleted-runs 10x100000 --consumers 7", true},
+	// In a block's list, or with consumers, servers go through them one by one.
+	{"billion", "--messages 500 --deleted-runs 10x100000000 --between-blocks", true},
 	{"scattered", "--messages 500 --deleted-scattered 50 --block-size 64k --consumers 7", false},
 	{"kv", "--messages 800 --kv --size 64 --block-size 8k", false},
 	{"consumers", "--messages 300 --consumers 60", false},
