@@ -92,7 +92,8 @@ func TestGenerate(t *testing.T) {
 	}
 }
 
-// generate makes a store. It gives what it holds, and the options of a server for it.
+// generate makes a store with the example that JETSAM_MAKE_STORE names (by default beside JETSAM_BIN). It gives what
+// it holds, and the options of a server for it.
 func generate(t *testing.T, options string) (string, Truth, Options) {
 	t.Helper()
 	bin := os.Getenv("JETSAM_MAKE_STORE")
