@@ -229,3 +229,31 @@ fn a_stream_is_never_written_over() {
     let after = std::fs::read(dir.path().join("store/jetstream/$G/streams/S1/msgs/1.blk")).unwrap();
     assert_eq!(before, after);
 }
+
+/// With very many subjects the check adds up their hashes; what that says is wrong is then looked for.
+#[test]
+fn one_wrong_subject_of_very_many() {
+    let dir = tempfile::tempdir().unwrap();
+    make(dir.path(), "--kv --messages 70000 --size 64");
+    let check = |status| jetsam(dir.path(), "check", &[]).status(status).json();
+    let sound = check(0);
+    assert_eq!(sound["findings"], json!([]));
+    assert_eq!(sound["summary"]["messages"], 70_000);
+    // No hash covers the length of a subject: here it takes two bytes more, or less.
+    let path = dir.path().join("store/jetstream/$G/streams/S1/msgs/1.blk");
+    let mut block = std::fs::read(&path).unwrap();
+    let len = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().unwrap()) as usize;
+    let at = (0..30_000).fold(0, |at, _| at + len(at));
+    let subject = |block: &[u8]| {
+        let bytes = &block[at + 22..at + 22 + usize::from(block[at + 20])];
+        format!("{:?}", String::from_utf8_lossy(bytes))
+    };
+    block[at + 20] ^= 2;
+    std::fs::write(&path, &block).unwrap();
+    let found = check(1)["findings"].clone();
+    let details = found.as_array().unwrap().iter();
+    let details: Vec<&str> = details.filter_map(|f| f["detail"].as_str()).collect();
+    let name = subject(&block);
+    let named = details.iter().any(|d| d.contains(&name));
+    assert!(named, "{name}: {details:?}");
+}

@@ -254,10 +254,7 @@ pub fn survey(stream: &Stream, threads: &Threads, depth: Depth, progress: Progre
             findings: Vec::new(),
             totals: Totals::default(),
         },
-        Index::Valid(db) => {
-            let state = StreamState::from_index(db, true);
-            scan::prove_against_index(stream, state, threads, None, progress)
-        }
+        Index::Valid(db) => scan::prove_against_index(stream, db, threads, None, progress),
         Index::Missing | Index::Rejected { .. } => {
             scan::rebuild(stream, threads, depth, None, progress)
         }
@@ -334,10 +331,7 @@ pub fn prove(
         return scan::survey_entries(stream, v2, threads, depth, Some(plan), progress);
     }
     match &stream.index {
-        Index::Valid(db) => {
-            let state = StreamState::from_index(db, true);
-            scan::prove_against_index(stream, state, threads, Some(plan), progress)
-        }
+        Index::Valid(db) => scan::prove_against_index(stream, db, threads, Some(plan), progress),
         _ if plan.is_whole() => scan::rebuild(stream, threads, depth, Some(plan), progress),
         _ => scan::prove_alone(stream, threads, plan, progress),
     }

@@ -14,7 +14,7 @@
 //! * `<n>.idx` of 2.2–2.9: if its checksum is that of the block's end it is the block's state;
 //!   otherwise its first sequence and deletes still are where the scan starts from.
 
-use super::subjects::SubjectMap;
+use super::subjects::{SubjectMap, hash, seed};
 use super::{
     BlockState, Depth, Earlier, Origin, Plan, Progress, Seen, Stamp, StreamState, Survey, Totals,
     limits,
@@ -22,6 +22,7 @@ use super::{
 use crate::finding::{Code, Finding, Severity};
 use crate::format::hash::HashKey;
 use crate::format::idx::{self, Idx};
+use crate::format::index_db::{IndexDb, SubjectEntry};
 use crate::format::record::{BorderDoubt, Kind, OnDamage, Proof, Record, Step, scan};
 use crate::format::seqset::SeqSet;
 use crate::pipeline::{self, Threads};
@@ -59,6 +60,8 @@ struct BlockScan {
     state: BlockState,
     rows: Vec<Row>,
     subjects: SubjectMap,
+    /// The hashes of the live messages' subjects, added up.
+    subject_sum: u64,
     tombstones: Vec<u64>,
     findings: Vec<Finding>,
     records: u64,
@@ -144,6 +147,8 @@ struct Ask<'a> {
     subjects: bool,
     /// The subjects that a valid `index.db` lists.
     listed: Option<&'a SubjectMap>,
+    /// Only their sum, hashed with this seed.
+    summed: Option<u64>,
     last_block: bool,
 }
 
@@ -168,6 +173,7 @@ fn scan_block(
         },
         rows: Vec::new(),
         subjects: SubjectMap::new(),
+        subject_sum: 0,
         tombstones: Vec::new(),
         findings: Vec::new(),
         records: 0,
@@ -272,6 +278,9 @@ fn scan_block(
             findings.add(Code::RecordFields, r.offset, Some(r.seq), || {
                 "a message without subject".into()
             });
+        }
+        if let Some(seed) = ask.summed.filter(|_| live && !r.subject.is_empty()) {
+            out.subject_sum = out.subject_sum.wrapping_add(hash(seed, r.subject));
         }
         // The logs of raft groups have no subjects, and nothing counts them.
         let mut subject = NO_SUBJECT;
@@ -489,6 +498,7 @@ fn unreadable(n: u64, len: u64, finding: Finding) -> BlockScan {
         },
         rows: Vec::new(),
         subjects: SubjectMap::new(),
+        subject_sum: 0,
         tombstones: Vec::new(),
         findings: vec![finding],
         records: 0,
@@ -575,10 +585,13 @@ impl Planned<'_> {
     }
 }
 
+/// From so many subjects on, maps of them take longer and more memory than all else: their hashes are added up first.
+const SUMMED: u64 = 1 << 16;
+
 /// Proves every record, and that the blocks hold what a valid `index.db` says.
 pub(super) fn prove_against_index(
     stream: &Stream,
-    state: StreamState,
+    db: &IndexDb,
     threads: &Threads,
     plan: Option<&dyn Plan>,
     progress: Progress<'_>,
@@ -588,6 +601,14 @@ pub(super) fn prove_against_index(
         plan,
         anew: false,
     };
+    if plan.is_none() && db.num_subjects >= SUMMED {
+        let state = StreamState::from_index(db, false);
+        if let Ok(survey) = prove_planned(&planned, state, threads, progress) {
+            return survey;
+        }
+        // Which of them disagree, only maps tell.
+    }
+    let state = StreamState::from_index(db, true);
     match prove_planned(&planned, state, threads, progress) {
         Ok(survey) => survey,
         // The subjects disagree, and only a pass over all blocks can tell which.
@@ -618,8 +639,10 @@ fn prove_planned(
     let mut totals = Totals::default();
     let mut findings = Vec::new();
     let listed = state.subjects.as_ref();
+    let summed = listed.is_none().then(seed);
     let mut counted = SubjectMap::new();
-    let (mut readable, mut all_now, mut hash) = (true, true, 0u64);
+    let mut sum = 0u64;
+    let (mut readable, mut all_now, mut seen_sum) = (true, true, 0u64);
     let last = stream.blocks.last().map(|b| b.n);
     let empty = BlockState::default();
     pipeline::ordered(
@@ -631,8 +654,9 @@ fn prove_planned(
             let known = state.block(file.n).unwrap_or(&empty);
             let ask = Ask {
                 rows: false,
-                subjects: true,
+                subjects: summed.is_none(),
                 listed,
+                summed,
                 last_block: Some(file.n) == last,
             };
             let share = planned.share(file, Some(known), || match stream.load(file, scratch) {
@@ -650,11 +674,12 @@ fn prove_planned(
                 return ControlFlow::Break(());
             };
             let (mut seen, scan) = planned.note(n, share, &mut totals);
-            hash = hash.wrapping_add(seen.subjects);
+            seen_sum = seen_sum.wrapping_add(seen.subjects);
             findings.append(&mut seen.findings);
             match scan {
                 Some(scan) => {
                     readable &= scan.exact;
+                    sum = sum.wrapping_add(scan.subject_sum);
                     for (subject, n) in scan.subjects.iter() {
                         *counted.value_mut(subject) += n;
                     }
@@ -677,10 +702,17 @@ fn prove_planned(
         }
     }
     let damaged = findings.iter().any(|f| f.severity == Severity::Error) || !readable;
+    if let (Some(seed), Index::Valid(db)) = (summed, &stream.index) {
+        let of = |s: SubjectEntry<'_>| hash(seed, s.subject).wrapping_mul(s.total);
+        let said = db.subjects.iter().map(of).fold(0, u64::wrapping_add);
+        if planned.go_on().is_continue() && (damaged || said != sum) {
+            return Err(state);
+        }
+    }
     if let (Some(listed), false, false) = (listed, damaged, all_now)
         && is_whole
         && planned.go_on().is_continue()
-        && subject_hash(listed) != hash
+        && subject_hash(listed) != seen_sum
     {
         return Err(state);
     }
@@ -745,6 +777,7 @@ pub(super) fn prove_alone(
                 rows: false,
                 subjects: false,
                 listed: None,
+                summed: None,
                 last_block: Some(file.n) == last,
             };
             let share = planned.share(file, None, || scan_alone(stream, file, scratch, ask));
@@ -889,6 +922,7 @@ pub(super) fn rebuild(
                 rows: true,
                 subjects: has_subjects,
                 listed: None,
+                summed: None,
                 last_block: Some(file.n) == last,
             };
             let result = scan_alone(stream, file, scratch, ask);

@@ -38,25 +38,27 @@ pub fn matches_any<F: AsRef<[u8]>>(filters: &[F], subject: &[u8]) -> bool {
 }
 
 const PAGE: usize = 1 << 20;
-const EMPTY: u32 = u32::MAX;
+/// Bytes before a subject: its length.
+const PREFIX: usize = 4;
 
 #[derive(Debug, Clone, Copy)]
 struct Entry {
     page: u32,
     offset: u32,
-    len: u32,
-    tag: u32,
     value: u64,
 }
 
 /// A map from subjects to numbers: the subjects' own bytes plus about 32 bytes each.
 ///
-/// A subject gets a dense id, in order of first appearance.
+/// A subject gets a dense id, in order of first appearance. A slot of the table has the id and half of the subject's hash,
+/// so that a look-up reads one slot, and the subject only where it is most likely the one: with millions of them what
+/// counts is how often memory is waited for.
 #[derive(Debug)]
 pub struct SubjectMap {
     pages: Vec<Vec<u8>>,
     entries: Vec<Entry>,
-    table: Vec<u32>,
+    /// The lower half of the hash and, below it, the id and one; 0 for a free slot.
+    table: Vec<u64>,
     seed: u64,
 }
 
@@ -71,7 +73,13 @@ fn fold(a: u64, b: u64) -> u64 {
     (wide as u64) ^ ((wide >> 64) as u64)
 }
 
-fn hash(seed: u64, bytes: &[u8]) -> u64 {
+/// A seed for [`hash`], another each time.
+pub(super) fn seed() -> u64 {
+    RandomState::new().hash_one(0u8)
+}
+
+/// A hash of a subject that nobody can foresee who does not know the seed.
+pub(super) fn hash(seed: u64, bytes: &[u8]) -> u64 {
     const K: u64 = 0x9e37_79b9_7f4a_7c15;
     let mut h = seed ^ (bytes.len() as u64).wrapping_mul(K);
     let (words, tail) = bytes.as_chunks::<8>();
@@ -92,7 +100,7 @@ impl SubjectMap {
             pages: Vec::new(),
             entries: Vec::new(),
             table: Vec::new(),
-            seed: RandomState::new().hash_one(0u8),
+            seed: seed(),
         }
     }
 
@@ -113,30 +121,31 @@ impl SubjectMap {
             p.clear();
         }
         self.entries.clear();
-        self.table.fill(EMPTY);
+        self.table.fill(0);
     }
 
     fn bytes(&self, e: &Entry) -> &[u8] {
-        let from = e.offset as usize;
-        self.pages
-            .get(e.page as usize)
-            .and_then(|p| p.get(from..from + e.len as usize))
+        let page = self.pages.get(e.page as usize);
+        let from = page.and_then(|p| p.get(e.offset as usize..));
+        from.and_then(<[u8]>::split_first_chunk::<PREFIX>)
+            .and_then(|(len, rest)| rest.get(..u32::from_le_bytes(*len) as usize))
             .unwrap_or_default()
     }
 
-    fn find(&self, subject: &[u8]) -> (u64, Option<u32>) {
-        let h = hash(self.seed, subject);
+    fn find(&self, subject: &[u8]) -> (u32, Option<u32>) {
+        let h = hash(self.seed, subject) as u32;
         if self.table.is_empty() {
             return (h, None);
         }
         let mask = self.table.len() - 1;
         let mut slot = (h as usize) & mask;
-        while let Some(&id) = self.table.get(slot) {
-            if id == EMPTY {
+        while let Some(&at) = self.table.get(slot) {
+            if at == 0 {
                 break;
             }
-            if let Some(e) = self.entries.get(id as usize)
-                && e.tag == (h >> 32) as u32
+            let id = (at as u32).wrapping_sub(1);
+            if (at >> 32) as u32 == h
+                && let Some(e) = self.entries.get(id as usize)
                 && self.bytes(e) == subject
             {
                 return (h, Some(id));
@@ -146,12 +155,12 @@ impl SubjectMap {
         (h, None)
     }
 
-    fn place(table: &mut [u32], h: u64, id: u32) {
+    fn place(table: &mut [u64], at: u64) {
         let mask = table.len().wrapping_sub(1);
-        let mut slot = (h as usize) & mask;
-        while let Some(at) = table.get_mut(slot) {
-            if *at == EMPTY {
-                *at = id;
+        let mut slot = ((at >> 32) as usize) & mask;
+        while let Some(free) = table.get_mut(slot) {
+            if *free == 0 {
+                *free = at;
                 return;
             }
             slot = (slot + 1) & mask;
@@ -159,10 +168,9 @@ impl SubjectMap {
     }
 
     fn grow(&mut self) {
-        let size = (self.table.len() * 2).max(64);
-        let mut table = vec![EMPTY; size];
-        for (id, e) in self.entries.iter().enumerate() {
-            Self::place(&mut table, hash(self.seed, self.bytes(e)), id as u32);
+        let mut table = vec![0; (self.table.len() * 2).max(64)];
+        for &at in self.table.iter().filter(|at| **at != 0) {
+            Self::place(&mut table, at);
         }
         self.table = table;
     }
@@ -176,30 +184,29 @@ impl SubjectMap {
         if (self.entries.len() + 1) * 4 > self.table.len() * 3 {
             self.grow();
         }
+        let room = PREFIX + subject.len();
         if self
             .pages
             .last()
-            .is_none_or(|p| p.len() + subject.len() > PAGE.max(subject.len()))
+            .is_none_or(|p| p.len() + room > PAGE.max(room))
         {
             // The first page starts small: most blocks have few subjects.
             let capacity = if self.pages.is_empty() { 256 } else { PAGE };
-            self.pages
-                .push(Vec::with_capacity(capacity.max(subject.len())));
+            self.pages.push(Vec::with_capacity(capacity.max(room)));
         }
         let page = self.pages.len().saturating_sub(1);
         let offset = self.pages.last().map_or(0, Vec::len);
         if let Some(p) = self.pages.last_mut() {
+            p.extend_from_slice(&(subject.len() as u32).to_le_bytes());
             p.extend_from_slice(subject);
         }
         let id = self.entries.len() as u32;
         self.entries.push(Entry {
             page: page as u32,
             offset: offset as u32,
-            len: subject.len() as u32,
-            tag: (h >> 32) as u32,
             value: 0,
         });
-        Self::place(&mut self.table, h, id);
+        Self::place(&mut self.table, u64::from(h) << 32 | u64::from(id + 1));
         id
     }
 
