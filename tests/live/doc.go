@@ -7,6 +7,7 @@
 // Environment:
 //
 //	JETSAM_BIN        the binary; default ../../target/release/jetsam
+//	JETSAM_MAKE_STORE the store generator; default examples/make_store beside the binary
 //	JETSAM_SERVERS    cache of servers, one directory per version; default ../../target/servers
 //	                  (missing ones are installed with `go install`)
 //	JETSAM_VERSIONS   comma-separated subset of versions, e.g. 2.9.25,2.15.2
