@@ -230,7 +230,7 @@ fn all(
     } else if outcomes.len() > 1 {
         total(ctx, &outcomes, started.elapsed())?;
     }
-    Ok(exit)
+    Ok(ctx.close_written(&opened, exit))
 }
 
 /// Archives one stream.
@@ -244,6 +244,7 @@ fn one(
     told_plaintext: &mut bool,
 ) -> Result<Archived, Refusal> {
     let salvage = report.is_some();
+    let before = opened.files_of(source);
     let mut d = describe(ctx, source, false, true);
     require_sound(ctx, &mut d, salvage)?;
     let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
@@ -304,7 +305,7 @@ fn one(
     write_synced(&name, &meta).map_err(|e| Refusal::io(&e, &name))?;
     let whole = staged.path().join("stream.tar.s2");
     std::fs::rename(&data, &whole).map_err(|e| Refusal::io(&e, &whole))?;
-    require_unchanged(ctx, opened)?;
+    require_unchanged(ctx, opened, source, before)?;
     go_on(ctx)?;
     staged.commit(target).map_err(|e| Refusal::io(&e, target))?;
     let consumers = out.consumers.len();
@@ -365,7 +366,7 @@ pub(super) fn salvaged(
             exit = exit.worse(Exit::Found);
         }
     }
-    Ok(exit)
+    Ok(ctx.close_written(opened, exit))
 }
 
 fn line(ctx: &mut Context<'_>, o: &Outcome) -> Result<(), Failure> {

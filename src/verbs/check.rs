@@ -135,12 +135,12 @@ fn all(
         let opened = ctx.open(path)?;
         ctx.require_match(&opened)?;
         let mut one = check_some(ctx, &opened.source, choice, state.as_ref().map(|s| (s, i)));
+        if let Some(state) = state.as_ref().filter(|_| is_stopped(ctx)) {
+            return Ok(interrupted(ctx, state));
+        }
         // Whether an error can be put right takes a look at the whole stream.
         if choice.is_all() {
             repairable(ctx, &opened.source, &mut one.findings);
-        }
-        if let Some(state) = state.as_ref().filter(|_| is_stopped(ctx)) {
-            return Ok(interrupted(ctx, state));
         }
         if sources.len() > 1 {
             // `file` is relative to its source; with several sources that alone would be ambiguous.

@@ -26,8 +26,9 @@ use crate::source::select::Selector;
 use crate::source::{self, OpenError, OpenOptions, Source, StreamSource};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How a verb ended, for scripts. The numbers are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,6 +149,15 @@ pub struct Opened {
     /// The source.
     pub source: Source,
     fingerprint: Option<u64>,
+    /// When the whole source was last looked at, how long that takes, and whether it is due.
+    looked: Mutex<Looked>,
+}
+
+#[derive(Debug)]
+struct Looked {
+    at: Instant,
+    took: Duration,
+    due: bool,
 }
 
 impl Opened {
@@ -173,6 +183,38 @@ impl Opened {
             .findings
             .iter()
             .filter(|f| concerns(selector, f))
+    }
+
+    /// The files of a stream as they are now, for [`changed_since`](Self::changed_since).
+    pub fn files_of(&self, stream: &StreamSource) -> Option<u64> {
+        resume::fingerprint(&self.source, stream)
+    }
+
+    /// True when a stream's files are not as they were, or anything else in the source. All of a source with many
+    /// streams is not looked at for each of them: a twentieth of the time is spent on that.
+    pub fn changed_since(&self, stream: &StreamSource, before: Option<u64>) -> bool {
+        if self.files_of(stream) != before {
+            return true;
+        }
+        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        if looked.at.elapsed() < looked.took.saturating_mul(20) {
+            looked.due = true;
+            return false;
+        }
+        let begun = Instant::now();
+        let changed = self.changed();
+        *looked = Looked {
+            at: Instant::now(),
+            took: begun.elapsed(),
+            due: false,
+        };
+        changed
+    }
+
+    /// Whether the last look at the whole source is not the last word.
+    fn is_due(&self) -> bool {
+        let looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
+        looked.due
     }
 
     /// True when the source was written to since it was opened.
@@ -203,14 +245,30 @@ impl Context<'_> {
         options.account = options.account.or_else(|| self.selector.exact_account());
         options.stream = options.stream.or_else(|| self.selector.exact_stream());
         let source = source::open(path, &options)?;
+        let begun = Instant::now();
         let fingerprint = source
             .tree
             .as_ref()
             .and_then(|t| t.fingerprint(Path::new("")));
+        let looked = Looked {
+            at: begun,
+            took: begun.elapsed(),
+            due: false,
+        };
         Ok(Opened {
             source,
             fingerprint,
+            looked: looked.into(),
         })
+    }
+
+    /// Ends a verb that has written stream by stream and looked at each: the rest of the source has to be as it was, too.
+    pub fn close_written(&self, opened: &Opened, exit: Exit) -> Exit {
+        if opened.is_due() {
+            exit.worse(self.close(opened, Exit::Clean))
+        } else {
+            exit
+        }
     }
 
     /// Ends a reading verb: a source that changed meanwhile overrules what was found.

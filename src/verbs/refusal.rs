@@ -6,6 +6,7 @@ use super::{Context, Exit, Opened, render, warn_of};
 use crate::finding::{Code, Finding, Severity};
 use crate::sink::outgoing::Outgoing;
 use crate::sink::{SinkError, Written};
+use crate::source::StreamSource;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::Ordering;
@@ -133,8 +134,13 @@ pub fn tell_written(ctx: &Context<'_>, metrics: &mut Metrics, written: &Written)
 }
 
 /// Fails where something has written to the source since it was opened.
-pub fn require_unchanged(ctx: &Context<'_>, opened: &Opened) -> Result<(), Refusal> {
-    if opened.changed() && !ctx.live {
+pub fn require_unchanged(
+    ctx: &Context<'_>,
+    opened: &Opened,
+    stream: &StreamSource,
+    before: Option<u64>,
+) -> Result<(), Refusal> {
+    if opened.changed_since(stream, before) && !ctx.live {
         let why = "the source changed while it was read: a server is running on it";
         return Err(Refusal::InUse(why.into()));
     }

@@ -479,7 +479,7 @@ fn all(
             render::took(started.elapsed())
         )?;
     }
-    Ok(exit)
+    Ok(ctx.close_written(&opened, exit))
 }
 
 /// A stream that salvage writes.
@@ -545,7 +545,7 @@ pub(super) fn salvaged(
             exit = exit.worse(Exit::Found);
         }
     }
-    Ok(exit)
+    Ok(ctx.close_written(opened, exit))
 }
 
 /// What a dry run says of a stream.
@@ -634,8 +634,9 @@ fn one(
     options: &Options,
     report: Option<&Report>,
 ) -> Result<Restored, Refusal> {
+    let before = opened.files_of(plan.source);
     let scanned = || describe(ctx, plan.source, false, true);
-    let all = |d| described(ctx, opened, root, plan, options, report, d);
+    let all = |d| described(ctx, opened, root, plan, options, (report, before), d);
     let d = match plan.source.body {
         // What is lost is told by a scan.
         Body::Blocks { .. } if report.is_some() => scanned(),
@@ -656,7 +657,7 @@ fn described(
     root: &Path,
     plan: &Plan<'_>,
     options: &Options,
-    report: Option<&Report>,
+    (report, before): (Option<&Report>, Option<u64>),
     mut d: Described,
 ) -> Result<Restored, Refusal> {
     let salvage = report.is_some();
@@ -728,7 +729,7 @@ fn described(
     let written = store::write(&out, &pass, salvage, &target, &ctx.stop);
     ctx.monitor.end();
     let written = written?;
-    require_unchanged(ctx, opened)?;
+    require_unchanged(ctx, opened, plan.source, before)?;
     require_stopped(root).map_err(Refusal::InUse)?;
     go_on(ctx)?;
     let parent = plan.target.parent().unwrap_or(root);
