@@ -128,7 +128,9 @@ fn lines(out: &[u8]) -> impl Iterator<Item = Value> {
 /// Every reading verb over a source; what they write must be JSON, and what `view` shows as live
 /// must be proven.
 pub fn read_all(path: &Path) {
-    let (exit, out) = run(true, |ctx| verbs::check::run(ctx, &[path.to_owned()]));
+    let (exit, out) = run(true, |ctx| {
+        verbs::check::run(ctx, &[path.to_owned()], &verbs::check::Options::default())
+    });
     if exit.is_err() {
         return;
     }

@@ -20,6 +20,8 @@ const SEARCHED: usize = 16;
 const TRIES_A_SECOND: f64 = 500_000.0;
 const TRIES: u64 = 4_000_000;
 const KEY_TRY: u64 = 16;
+/// Bytes of records that are hashed in the time that a try is to take.
+const BYTES_A_TRY: u64 = 8192;
 /// Records that are looked at to prove a block.
 const RECORDS: usize = 8;
 
@@ -277,7 +279,12 @@ pub(super) fn blocks(work: &mut Work<'_>, msgs: &Path, suspects: &[u64]) -> bool
             continue;
         }
         let near = files.iter().copied().filter(|c| *c != n);
-        let cost = if key_bytes.is_some() { KEY_TRY } else { 1 };
+        // Of a try it is the hashing that takes time.
+        let hashed = heads.iter().map(|r| r.raw.len() as u64 / BYTES_A_TRY).sum();
+        let cost = match key_bytes {
+            Some(_) => KEY_TRY,
+            None => 1u64.max(hashed),
+        };
         let affordable = usize::try_from(tries / cost).unwrap_or(usize::MAX);
         let mut tried = 0;
         let found = near.chain(1..=top).take(affordable).find(|c| {
