@@ -13,6 +13,7 @@ use super::salvage::{self, How, Reports};
 use super::{Context, Exit, Failure, Opened, render, warn_of};
 use crate::format::crypt::{Cipher, KeyRing, ServerKey};
 use crate::format::seqset::SeqSet;
+use crate::pipeline::Threads;
 use crate::salvage::{Report, lost};
 use crate::sink::Written;
 use crate::sink::outgoing::{Outgoing, is_plain_name};
@@ -625,6 +626,9 @@ fn report(
     Ok(())
 }
 
+/// Bytes of a block from which on one is written at a time.
+const LARGE: u64 = 16 << 20;
+
 /// Restores one stream.
 fn one(
     ctx: &Context<'_>,
@@ -716,7 +720,12 @@ fn described(
 
     let staged = StagedDir::new(root, DIR_MODE).map_err(|e| Refusal::io(&e, root))?;
     let progress = |n| ctx.monitor.advance(n);
-    let more = ctx.threads.and_one();
+    // Each worker holds a block, as it was and as it is to be: of very large ones no more than needed.
+    let large = d.stream.blocks.iter().any(|b| b.len > LARGE);
+    let more = match large {
+        true => Threads::new(1).ok(),
+        false => ctx.threads.and_one(),
+    };
     let threads = more.as_ref().unwrap_or(&ctx.threads);
     let pass = Pass::new(&d.stream, &d.state, threads, &progress);
     ctx.monitor
