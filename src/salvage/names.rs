@@ -67,22 +67,13 @@ fn proofs(work: &Work<'_>, dir: &Path, name: &str, enough: usize) -> usize {
     if found >= enough {
         return found;
     }
-    let mut source = work.source.clone();
-    name.clone_into(&mut source.name);
-    let stream = Stream::open(&source, work.ask.keys, Want::NOTHING);
+    let stream = named(work, name);
     let msgs = stream.msgs_dir();
     if let Some(index) = read(work, &msgs.join("index.db"), INDEX_FILE) {
         found += usize::from(index_db::check_hash(&index, name.as_bytes()).is_ok());
     }
     for file in stream.blocks.iter().take(4) {
-        let path = msgs.join(format!("{}.blk", file.n));
-        let key = file.key.then(|| {
-            let (tree, _) = stream.tree()?;
-            stream.block_key(tree, &msgs, file.n).ok()
-        });
-        if let Some(raw) = logical_start(work, &path, key.flatten().as_ref()) {
-            found += usize::from(proves(&raw, &stream.prover(file.n)));
-        }
+        found += usize::from(block_proves(work, &stream, &msgs, file.n));
     }
     found
 }
@@ -119,8 +110,12 @@ pub(super) fn elsewhere(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
     };
     let own = numbers(work, msgs);
     let name = work.source.name.clone();
+    let stream = named(work, &name);
     let foreign = match own.first() {
-        Some(_) => !own.iter().take(4).any(|n| proves_as(work, &name, msgs, *n)),
+        Some(_) => !own
+            .iter()
+            .take(4)
+            .any(|n| block_proves(work, &stream, msgs, *n)),
         // Of a stream without messages the index tells.
         None => read(work, &msgs.join("index.db"), INDEX_FILE)
             .is_some_and(|index| index_db::check_hash(&index, name.as_bytes()).is_err()),
@@ -141,11 +136,11 @@ pub(super) fn elsewhere(work: &mut Work<'_>, dir: &Path, msgs: &Path) {
         let ends = [numbers.first(), numbers.last()];
         ends.into_iter()
             .flatten()
-            .any(|n| proves_as(work, &name, there, *n))
+            .any(|n| block_proves(work, &stream, there, *n))
     });
     let whose = work.ask.names.iter().find(|other| {
-        let mut own = own.iter().take(1);
-        **other != name && own.any(|n| proves_as(work, other, msgs, *n))
+        let first = own.first().filter(|_| **other != name);
+        first.is_some_and(|n| block_proves(work, &named(work, other), msgs, *n))
     });
     if there.is_none() && whose.is_none() {
         return;
@@ -182,18 +177,18 @@ fn numbers(work: &Work<'_>, msgs: &Path) -> Vec<u64> {
     all
 }
 
-/// Whether a block in `msgs` proves itself as one of the stream `name`.
-fn proves_as(work: &Work<'_>, name: &str, msgs: &Path, n: u64) -> bool {
+/// The stream as it would read under another name.
+fn named(work: &Work<'_>, name: &str) -> Stream {
     let mut source = work.source.clone();
     name.clone_into(&mut source.name);
-    let stream = Stream::open(&source, work.ask.keys, Want::NOTHING);
+    Stream::open(&source, work.ask.keys, Want::NOTHING)
+}
+
+/// Whether block `n` in `msgs` proves itself as one of `stream`.
+fn block_proves(work: &Work<'_>, stream: &Stream, msgs: &Path, n: u64) -> bool {
     let key = work.overlay.stat(&msgs.join(format!("{n}.key"))).is_ok();
-    let key = match key.then(|| stream.block_key(&work.overlay, msgs, n)) {
-        Some(Err(_)) => return false,
-        Some(Ok(key)) => Some(key),
-        None => None,
-    };
-    logical_start(work, &msgs.join(format!("{n}.blk")), key.as_ref())
+    let key = key.then(|| stream.block_key(&work.overlay, msgs, n).ok());
+    logical_start(work, &msgs.join(format!("{n}.blk")), key.flatten().as_ref())
         .is_some_and(|bytes| proves(&bytes, &stream.prover(n)))
 }
 
