@@ -6,7 +6,7 @@ use std::hint::black_box;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use jetsam::format::s2::compress::{Table, compress};
 use jetsam::format::s2::{
-    Encoder, FRAME_SIZE, decode_block, decode_block_into, decode_stream, masked_crc,
+    Encoder, FRAME_SIZE, Frames, decode_block, decode_block_into, decode_frames, masked_crc,
 };
 
 /// JSON-like lines, `len` bytes of them.
@@ -81,8 +81,8 @@ fn s2(c: &mut Criterion) {
     streams.bench_function("decode", |b| {
         let mut out = Vec::new();
         b.iter(|| {
-            out.clear();
-            decode_stream(black_box(&stream), 0, &mut out, usize::MAX, false).frames
+            let frames = Frames::new(black_box(&stream), 0);
+            decode_frames(frames, &mut out, 0, usize::MAX, false).frames
         });
     });
     streams.bench_function("encode", |b| {

@@ -28,6 +28,14 @@ impl Threads {
         Ok(Self { pool, count })
     }
 
+    /// The calling thread alone.
+    pub const fn one() -> Self {
+        Self {
+            pool: None,
+            count: 1,
+        }
+    }
+
     /// One more, for work that ends with a write: while one worker waits for the disk the others keep all cores
     /// busy. `None` for a single thread, which is what was asked for then.
     pub fn and_one(&self) -> Option<Self> {

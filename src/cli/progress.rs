@@ -23,6 +23,16 @@ struct Work {
     bar: Option<ProgressBar>,
 }
 
+impl Work {
+    /// What is read, never more than there is.
+    fn read(&self) -> u64 {
+        match self.total {
+            0 => self.done,
+            total => self.done.min(total),
+        }
+    }
+}
+
 /// The binary's [`Monitor`].
 pub struct Stderr {
     mode: Mode,
@@ -85,11 +95,14 @@ impl Monitor for Stderr {
         match self.mode {
             Mode::Bar => {
                 if work.bar.is_none() && work.started.elapsed() > PATIENCE {
-                    let bar = ProgressBar::with_draw_target(
-                        Some(work.total),
-                        ProgressDrawTarget::stderr(),
-                    );
-                    let style = "{msg} {wide_bar} {binary_bytes} / {binary_total_bytes} {binary_bytes_per_sec} {eta}";
+                    let total = Some(work.total).filter(|n| *n > 0);
+                    let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
+                    let style = match total {
+                        Some(_) => {
+                            "{msg} {wide_bar} {binary_bytes} / {binary_total_bytes} {binary_bytes_per_sec} {eta}"
+                        }
+                        None => "{msg} {spinner} {binary_bytes} {binary_bytes_per_sec}",
+                    };
                     if let Ok(style) = ProgressStyle::with_template(style) {
                         bar.set_style(style);
                     }
@@ -97,16 +110,19 @@ impl Monitor for Stderr {
                     work.bar = Some(bar);
                 }
                 if let Some(bar) = &work.bar {
-                    bar.set_position(work.done.min(work.total));
+                    bar.set_position(work.read());
                 }
             }
             Mode::Lines if work.said.elapsed() > LINE_EVERY => {
                 work.said = Instant::now();
+                let of = match work.total {
+                    0 => String::new(),
+                    total => format!(" of {}", render::bytes(total)),
+                };
                 self.line(&format!(
-                    "{}: {} of {}, {}",
+                    "{}: {}{of}, {}",
                     work.what,
                     render::bytes(work.done),
-                    render::bytes(work.total),
                     rate(work.done, work.started)
                 ));
             }
@@ -121,7 +137,7 @@ impl Monitor for Stderr {
             .unwrap_or_else(PoisonError::into_inner)
             .take();
         let Some(work) = work else { return };
-        if let Some(bar) = work.bar {
+        if let Some(bar) = &work.bar {
             bar.finish_and_clear();
         }
         if self.mode == Mode::Lines {
@@ -129,7 +145,7 @@ impl Monitor for Stderr {
             self.line(&format!(
                 "{}: {} in {seconds:.1} s",
                 work.what,
-                render::bytes(work.total)
+                render::bytes(work.total.max(work.read()))
             ));
         }
     }

@@ -74,8 +74,8 @@ impl Container {
     }
 }
 
-/// Decompresses the S2 stream of a block whose header is `header` bytes long into `out` and appends
-/// the raw tail. Faults have offsets in `raw`.
+/// Decompresses the S2 stream of a block whose header is `header` bytes long into `out`, over what it
+/// holds, and appends the raw tail. Faults have offsets in `raw`.
 ///
 /// With faults, what could be decoded is in `out` at the right offsets (a broken chunk's missing
 /// rest is zeros), as far as the chunks' own claims can be believed.
@@ -90,7 +90,8 @@ pub fn decompress(
         .saturating_sub(TAIL_LEN)
         .max(header.min(raw.len()));
     let body = raw.get(header..end).unwrap_or_default();
-    let report = s2::decode_stream(body, header as u64, out, ceiling, true);
+    let frames = s2::Frames::new(body, header as u64);
+    let report = s2::decode_frames(frames, out, 0, ceiling, true);
     out.extend_from_slice(raw.get(end..).unwrap_or_default());
     report
 }

@@ -252,6 +252,7 @@ fn look(
         Scratch::default,
         |i, scratch| {
             let file = *stream.blocks.get(i)?;
+            stream.will_load(stream.blocks.get(i + work.ask.threads.count()));
             let mut look = Look {
                 file,
                 damaged: false,

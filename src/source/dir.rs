@@ -2,11 +2,14 @@
 
 use super::limit::Limit;
 use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
+use crate::pipeline::{self, Threads};
 use std::fs::{self, File, Metadata};
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Read as _};
+use std::num::NonZeroU64;
+use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirEntryExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -63,6 +66,10 @@ impl DirTree {
 
 /// Opens a regular file for reading: no link followed, nothing waited for, access time kept.
 pub fn open_read_only(path: &Path) -> io::Result<File> {
+    open_regular(path).map(|(file, _)| file)
+}
+
+fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let open = |flags: rustix::fs::OFlags| {
         fs::OpenOptions::new()
@@ -81,8 +88,9 @@ pub fn open_read_only(path: &Path) -> io::Result<File> {
     })?;
     #[cfg(not(target_os = "linux"))]
     let file = open(flags)?;
-    if file.metadata()?.is_file() {
-        Ok(file)
+    let meta = file.metadata()?;
+    if meta.is_file() {
+        Ok((file, meta))
     } else {
         Err(io::Error::new(
             io::ErrorKind::InvalidInput,
@@ -122,6 +130,16 @@ impl Tree for DirTree {
         let mut out = Vec::new();
         for entry in fs::read_dir(self.full(dir))? {
             let entry = entry?;
+            // Of directories their names are all that is asked for.
+            if entry.file_type().is_ok_and(|t| t.is_dir()) {
+                out.push(Child {
+                    name: entry.file_name(),
+                    kind: ChildKind::Dir,
+                    len: 0,
+                    modified: 0,
+                });
+                continue;
+            }
             match entry.metadata() {
                 Ok(meta) => out.push(child(entry.file_name(), &meta)),
                 // Gone since it was listed: a running server, which the fingerprint will show.
@@ -149,20 +167,20 @@ impl Tree for DirTree {
         ceiling: u64,
     ) -> Result<Vec<ReadFault>, ReadError> {
         buf.clear();
-        let file = self.open(path)?;
-        let len = file.metadata()?.len();
+        let (file, meta) = open_regular(&self.full(path))?;
+        let len = meta.len();
         if len > ceiling {
             return Err(ReadError::TooLarge { len, ceiling });
         }
         // A length that no memory is there for is the file's fault, not a reason to abort.
         buf.try_reserve(usize::try_from(len).unwrap_or(usize::MAX).saturating_add(1))
             .map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        // A file that grows meanwhile does not lead past the ceiling.
+        // Of a file that grows meanwhile, what it was when it was opened.
         match &self.limit {
             None => {
-                file.take(ceiling).read_to_end(buf)?;
+                file.take(len).read_to_end(buf)?;
             }
-            Some(limit) => limit.read_to_end(&file, ceiling, buf)?,
+            Some(limit) => limit.read_to_end(&file, len, buf)?,
         }
         Ok(Vec::new())
     }
@@ -206,31 +224,83 @@ impl Tree for DirTree {
         self.limit.clone()
     }
 
-    fn fingerprint(&self, dir: &Path) -> Option<u64> {
-        let mut total = 0u64;
-        let mut stack = vec![(self.full(dir), 0usize)];
-        while let Some((dir, depth)) = stack.pop() {
-            let Ok(entries) = fs::read_dir(&dir) else {
-                continue;
-            };
-            for entry in entries.flatten() {
-                let Ok(meta) = entry.metadata() else { continue };
-                let mut h = std::hash::DefaultHasher::new();
-                entry.path().as_os_str().as_bytes().hash(&mut h);
-                (meta.ino(), meta.is_dir()).hash(&mut h);
-                if meta.is_dir() {
-                    if depth < MAX_DEPTH {
-                        stack.push((entry.path(), depth + 1));
-                    }
-                } else {
-                    (meta.len(), meta.mtime(), meta.mtime_nsec()).hash(&mut h);
-                }
-                // Order of listing does not matter.
-                total = total.wrapping_add(h.finish());
+    fn will_read(&self, path: &Path) {
+        /// What one call makes the kernel read at least; more may be cut off.
+        const STEP: u64 = 512 << 10;
+        if self.mmap || self.limit.is_some() {
+            return;
+        }
+        // Nothing is lost where this fails.
+        #[cfg(target_os = "linux")]
+        if let Ok((file, meta)) = open_regular(&self.full(path)) {
+            for at in (0..meta.len()).step_by(STEP as usize) {
+                let advice = rustix::fs::Advice::WillNeed;
+                let _ = rustix::fs::fadvise(&file, at, NonZeroU64::new(STEP), advice);
             }
+        }
+    }
+
+    fn is_empty_dir(&self, dir: &Path) -> bool {
+        fs::read_dir(self.full(dir)).is_ok_and(|mut entries| entries.next().is_none())
+    }
+
+    fn fingerprint(&self, dir: &Path, threads: &Threads) -> Option<u64> {
+        /// Directories that one thread takes at a time.
+        const SHARE: usize = 64;
+        let mut total = 0u64;
+        let mut level = vec![self.full(dir)];
+        for _ in 0..=MAX_DEPTH {
+            let mut below = Vec::new();
+            pipeline::ordered(
+                threads,
+                level.len().div_ceil(SHARE),
+                || (),
+                |i, ()| {
+                    let share = level.chunks(SHARE).nth(i).unwrap_or_default();
+                    let (mut sum, mut dirs) = (0u64, Vec::new());
+                    for dir in share {
+                        sum = sum.wrapping_add(names_and_times(dir, &mut dirs));
+                    }
+                    (sum, dirs)
+                },
+                |_, (sum, mut dirs)| {
+                    total = total.wrapping_add(sum);
+                    below.append(&mut dirs);
+                    ControlFlow::Continue(())
+                },
+            );
+            level = below;
         }
         Some(total)
     }
+}
+
+/// The share of one directory in a fingerprint; the directories in it are added to `dirs`.
+fn names_and_times(dir: &Path, dirs: &mut Vec<PathBuf>) -> u64 {
+    let mut total = 0u64;
+    let Ok(entries) = fs::read_dir(dir) else {
+        return total;
+    };
+    let mut above = std::hash::DefaultHasher::new();
+    dir.as_os_str().as_bytes().hash(&mut above);
+    for entry in entries.flatten() {
+        let Ok(kind) = entry.file_type() else {
+            continue;
+        };
+        let mut h = above.clone();
+        entry.file_name().as_bytes().hash(&mut h);
+        (entry.ino(), kind.is_dir()).hash(&mut h);
+        if kind.is_dir() {
+            dirs.push(entry.path());
+        } else if let Ok(meta) = entry.metadata() {
+            (meta.len(), meta.mtime(), meta.mtime_nsec()).hash(&mut h);
+        } else {
+            continue;
+        }
+        // Order of listing does not matter.
+        total = total.wrapping_add(h.finish());
+    }
+    total
 }
 
 /// A single file as a tree of one.

@@ -378,7 +378,7 @@ impl Finder<'_> {
                 continue;
             }
             // What is inside is noted when the stream is opened.
-            if self.tree.children(&at).is_ok_and(|c| c.is_empty()) {
+            if self.tree.is_empty_dir(&at) {
                 self.findings.push(
                     Finding::new(Code::OddName, "an empty stream directory")
                         .stream(account, &text)

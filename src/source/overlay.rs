@@ -2,6 +2,7 @@
 
 use super::limit::Limit;
 use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
+use crate::pipeline::Threads;
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
@@ -167,8 +168,12 @@ impl Tree for Overlay {
         self.base.limit()
     }
 
-    fn fingerprint(&self, dir: &Path) -> Option<u64> {
-        self.base.fingerprint(dir)
+    fn will_read(&self, path: &Path) {
+        self.base.will_read(path);
+    }
+
+    fn fingerprint(&self, dir: &Path, threads: &Threads) -> Option<u64> {
+        self.base.fingerprint(dir, threads)
     }
 }
 

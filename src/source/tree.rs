@@ -1,6 +1,7 @@
 //! A tree of files that can only be read: a directory, or the members of an archive.
 
 use super::limit::Limit;
+use crate::pipeline::Threads;
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
@@ -29,7 +30,7 @@ pub struct Child {
     pub kind: ChildKind,
     /// Length in bytes (files).
     pub len: u64,
-    /// Time of last change, ns since the epoch (0 where the source has none).
+    /// Time of last change of a file, ns since the epoch (0 where the source has none).
     pub modified: i64,
 }
 
@@ -85,6 +86,14 @@ pub trait Tree: Send + Sync + fmt::Debug {
     /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
     fn read_at(&self, path: &Path, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
+    /// Says that the whole file will be read soon, so that the disk is busy while others are decoded.
+    fn will_read(&self, _path: &Path) {}
+
+    /// True for a directory with nothing in it.
+    fn is_empty_dir(&self, dir: &Path) -> bool {
+        self.children(dir).is_ok_and(|c| c.is_empty())
+    }
+
     /// Maps the file, where the tree is set up for that (see [`DirTree`](super::dir::DirTree)).
     fn map(&self, _path: &Path) -> Option<io::Result<memmap2::Mmap>> {
         None
@@ -102,7 +111,7 @@ pub trait Tree: Send + Sync + fmt::Debug {
 
     /// A fingerprint of everything below `dir`: names, lengths, times. Two that differ mean that
     /// something was written in between. `None` where that cannot happen.
-    fn fingerprint(&self, _dir: &Path) -> Option<u64> {
+    fn fingerprint(&self, _dir: &Path, _threads: &Threads) -> Option<u64> {
         None
     }
 }

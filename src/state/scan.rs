@@ -659,9 +659,12 @@ fn prove_planned(
                 summed,
                 last_block: Some(file.n) == last,
             };
-            let share = planned.share(file, Some(known), || match stream.load(file, scratch) {
-                Ok(mut loaded) => scan_block(stream, &mut loaded, &Known::Exactly(known), ask),
-                Err(f) => unreadable(file.n, file.len, *f),
+            let share = planned.share(file, Some(known), || {
+                stream.will_load(files.get(i + threads.count()).copied());
+                match stream.load(file, scratch) {
+                    Ok(mut loaded) => scan_block(stream, &mut loaded, &Known::Exactly(known), ask),
+                    Err(f) => unreadable(file.n, file.len, *f),
+                }
             });
             progress(match &share {
                 Share::Now(scan, _) => scan.file_len,
@@ -780,7 +783,10 @@ pub(super) fn prove_alone(
                 summed: None,
                 last_block: Some(file.n) == last,
             };
-            let share = planned.share(file, None, || scan_alone(stream, file, scratch, ask));
+            let share = planned.share(file, None, || {
+                stream.will_load(files.get(i + threads.count()).copied());
+                scan_alone(stream, file, scratch, ask)
+            });
             progress(file.len);
             Some((file.n, share))
         },
@@ -925,6 +931,7 @@ pub(super) fn rebuild(
                 summed: None,
                 last_block: Some(file.n) == last,
             };
+            stream.will_load(stream.blocks.iter().rev().nth(i + threads.count()));
             let result = scan_alone(stream, file, scratch, ask);
             progress(result.file_len);
             Some(result)

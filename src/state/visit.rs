@@ -394,6 +394,8 @@ impl<'a> Pass<'a> {
             |i, (scratch, found)| {
                 let planned = plan.get(i)?;
                 let mut result = make();
+                let ahead = plan.get(i + self.threads.count());
+                self.stream.will_load(ahead.map(|p| p.file));
                 let damage = self.block(planned, &dead, scratch, found, &mut |m| {
                     visit(&mut result, m)
                 });
@@ -431,6 +433,8 @@ impl<'a> Pass<'a> {
             Scratch::default,
             |i, scratch| {
                 let mut out = Vec::new();
+                self.stream
+                    .will_load(files.get(i + self.threads.count()).copied());
                 if let Some(file) = files.get(i)
                     && let Ok(loaded) = self.stream.load(file, scratch)
                 {

@@ -31,10 +31,11 @@ impl Scratch {
     }
 
     fn trim(&mut self) {
-        for b in [&mut self.raw, &mut self.logical] {
-            b.clear();
-            b.shrink_to(KEEP);
-        }
+        self.raw.clear();
+        self.raw.shrink_to(KEEP);
+        // Not cleared: what a block decodes to goes over it.
+        self.logical.truncate(KEEP);
+        self.logical.shrink_to(KEEP);
         self.map = None;
     }
 }
@@ -94,6 +95,13 @@ impl Stream {
     /// The prover of block `n`'s records.
     pub fn prover(&self, n: u64) -> Prover {
         Prover::for_block(self.name.as_bytes(), n)
+    }
+
+    /// Says that a block will be loaded when those before it are.
+    pub(crate) fn will_load(&self, file: Option<&BlockFile>) {
+        if let (Some(file), Body::Blocks { tree, .. }) = (file, &self.body) {
+            tree.will_read(&self.msgs_dir().join(format!("{}.blk", file.n)));
+        }
     }
 
     /// Reads and decrypts a block, and says how it went; its bytes are [`Scratch::decrypted`] then. `Err` where
@@ -332,12 +340,14 @@ fn chunks(
     logical: &mut Vec<u8>,
 ) -> StreamReport {
     let mut all = StreamReport::default();
+    logical.clear();
     for (place, content) in chunks {
         logical.resize(content.start.min(BLOCK_FILE as usize), 0);
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
         let bytes = raw.get(at(place.start)..at(place.end)).unwrap_or_default();
         let frames = s2::Frames::resume(bytes, place.start);
-        let mut report = s2::decode_frames(frames, logical, BLOCK_FILE as usize, true);
+        let end = logical.len();
+        let mut report = s2::decode_frames(frames, logical, end, BLOCK_FILE as usize, true);
         all.faults.append(&mut report.faults);
         all.frames = all.frames.saturating_add(report.frames);
         logical.resize(content.end.min(BLOCK_FILE as usize), 0);

@@ -1,9 +1,10 @@
 //! `jetsam info`: configuration, state and consumers of each stream, as the JetStream API has them.
 
-use super::{Context, Exit, Failure, exit_for, render, warn_of};
+use super::{Context, Exit, Failure, Monitor, exit_for, render, warn_of};
 use crate::finding::Finding;
 use crate::format::meta::{self, MetaInf};
 use crate::format::o_dat::SeqPair;
+use crate::pipeline::{self, Threads};
 use crate::source::tree::{ChildKind, Tree};
 use crate::source::{Body, StreamSource, text};
 use crate::state::consumers::{pending, position};
@@ -11,6 +12,8 @@ use crate::state::{Depth, StreamState, claimed, survey};
 use crate::stream::{Consumer, Index, Stream, Want};
 use crate::time;
 use serde_json::{Map, Value, json};
+use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 /// What to add to the answer.
@@ -44,37 +47,35 @@ pub fn describe(
     subjects: bool,
     consumers: bool,
 ) -> Described {
-    let stream = Stream::open(
-        source,
-        &ctx.keys,
-        Want {
-            subjects,
-            consumers,
-        },
-    );
+    let want = Want {
+        subjects,
+        consumers,
+    };
+    let stream = Stream::open(source, &ctx.keys, want);
     let needs_scan = !matches!(stream.index, Index::Valid(_));
     if needs_scan {
         let total = stream.blocks.iter().map(|b| b.len).sum();
         ctx.monitor
             .begin(&format!("Scanning {}", stream.name), total);
     }
-    let found = survey(
-        &stream,
-        &ctx.threads,
-        Depth {
-            subjects,
-            prove: false,
-        },
-        &|n| ctx.monitor.advance(n),
-    );
-    let pending = if consumers {
-        pending(&stream, &found.state, &ctx.threads)
-    } else {
-        Vec::new()
-    };
+    let described = described(stream, want, &ctx.threads, ctx.monitor);
     if needs_scan {
         ctx.monitor.end();
     }
+    described
+}
+
+fn described(stream: Stream, want: Want, threads: &Threads, monitor: &dyn Monitor) -> Described {
+    let depth = Depth {
+        subjects: want.subjects,
+        prove: false,
+    };
+    let found = survey(&stream, threads, depth, &|n| monitor.advance(n));
+    let pending = if want.consumers {
+        pending(&stream, &found.state, threads)
+    } else {
+        Vec::new()
+    };
     let mut findings = stream.findings.clone();
     findings.extend(found.findings);
     Described {
@@ -83,6 +84,59 @@ pub fn describe(
         pending,
         findings,
     }
+}
+
+/// So many streams are described side by side, one thread each, instead of one after the other.
+const MANY: usize = 64;
+
+/// Describes streams, makes of each what `show` does, and hands that to `sink` in their order, with the place for the
+/// result.
+pub fn describe_all<T: Send>(
+    ctx: &mut Context<'_>,
+    sources: &[&StreamSource],
+    want: Want,
+    show: impl Fn(Described) -> T + Sync,
+    mut sink: impl FnMut(&mut dyn Write, T) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    /// Streams that a thread takes at a time.
+    const SHARE: usize = 16;
+    // The subjects of several streams at once may be too much for the memory.
+    if sources.len() < MANY || want.subjects {
+        for source in sources {
+            let d = describe(ctx, source, want.subjects, want.consumers);
+            sink(ctx.out, show(d))?;
+        }
+        return Ok(());
+    }
+    let (keys, monitor) = (&ctx.keys, ctx.monitor);
+    monitor.begin(&format!("Reading {} streams", sources.len()), 0);
+    let mut result = Ok(());
+    pipeline::ordered(
+        &ctx.threads,
+        sources.len().div_ceil(SHARE),
+        || (),
+        |i, ()| {
+            let share = sources.chunks(SHARE).nth(i).unwrap_or_default();
+            let one = |source: &&StreamSource| {
+                let stream = Stream::open(source, keys, want);
+                show(described(stream, want, &Threads::one(), monitor))
+            };
+            share.iter().map(one).collect::<Vec<T>>()
+        },
+        |_, shown| {
+            for one in shown {
+                if result.is_ok() {
+                    result = sink(ctx.out, one);
+                }
+            }
+            match result {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            }
+        },
+    );
+    monitor.end();
+    result
 }
 
 /// As [`describe`], for a pass that reads all messages and compares: an archive that says what it holds is not read
@@ -316,18 +370,31 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     if ctx.json {
         ctx.out.write_all(b"[")?;
     }
-    for (i, source) in opened.streams(&selector).enumerate() {
-        let mut d = describe(ctx, source, options.subjects, true);
+    let sources: Vec<&StreamSource> = opened.streams(&selector).collect();
+    let want = Want {
+        subjects: options.subjects,
+        consumers: true,
+    };
+    let (json, style) = (ctx.json, ctx.style);
+    let mut between: &[u8] = if json { b"\n" } else { b"" };
+    let show = |mut d: Described| {
         retain_consumers(&mut d, |name| selector.consumer(name));
-        if ctx.json {
-            ctx.out.write_all(if i == 0 { b"\n" } else { b",\n" })?;
-            serde_json::to_writer(&mut *ctx.out, &stream_json(&d, options))
-                .map_err(std::io::Error::from)?;
+        let text = if json {
+            stream_json(&d, options).to_string()
         } else {
-            human(ctx, &d, options)?;
+            human(style, &d, options)
+        };
+        (text, d.findings)
+    };
+    describe_all(ctx, &sources, want, show, |out, (text, mut found)| {
+        out.write_all(between)?;
+        out.write_all(text.as_bytes())?;
+        if json {
+            between = b",\n";
         }
-        findings.append(&mut d.findings);
-    }
+        findings.append(&mut found);
+        Ok(())
+    })?;
     if ctx.json {
         ctx.out.write_all(b"\n]\n")?;
     }
@@ -403,7 +470,7 @@ pub fn duration(ns: i64) -> String {
     format!("{:.0?}", std::time::Duration::from_nanos(ns.unsigned_abs()))
 }
 
-fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), Failure> {
+fn human(style: render::Style, d: &Described, options: &Options) -> String {
     let s = &d.stream;
     let mut out = String::new();
     let account = if s.account.is_empty() {
@@ -496,7 +563,7 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
             ">Unprocessed",
             "Filter",
         ];
-        out.push_str(&render::table(ctx.style, &header, rows));
+        out.push_str(&render::table(style, &header, rows));
         out.push_str("\n\n");
     }
     if options.deleted {
@@ -512,11 +579,10 @@ fn human(ctx: &mut Context<'_>, d: &Described, options: &Options) -> Result<(), 
         let rows = rows
             .into_iter()
             .map(|(s, n)| vec![String::from_utf8_lossy(s).into_owned(), render::count(n)]);
-        out.push_str(&render::table(ctx.style, &["Subject", ">Messages"], rows));
+        out.push_str(&render::table(style, &["Subject", ">Messages"], rows));
         out.push_str("\n\n");
     }
-    ctx.out.write_all(out.as_bytes())?;
-    Ok(())
+    out
 }
 
 /// A value in one piece of text.

@@ -96,7 +96,7 @@ impl Failure {
 
 /// Where progress and messages go: standard error, in the binary.
 pub trait Monitor: Sync {
-    /// A long piece of work begins; `bytes` is how much there is to read, where that is known.
+    /// A long piece of work begins; `bytes` is how much there is to read, 0 where that is not known.
     fn begin(&self, what: &str, bytes: u64);
     /// `bytes` more are done.
     fn advance(&self, bytes: u64);
@@ -192,7 +192,12 @@ impl Opened {
 
     /// True when a stream's files are not as they were, or anything else in the source. All of a source with many
     /// streams is not looked at for each of them: a twentieth of the time is spent on that.
-    pub fn changed_since(&self, stream: &StreamSource, before: Option<u64>) -> bool {
+    pub fn changed_since(
+        &self,
+        stream: &StreamSource,
+        before: Option<u64>,
+        threads: &Threads,
+    ) -> bool {
         if self.files_of(stream) != before {
             return true;
         }
@@ -202,7 +207,7 @@ impl Opened {
             return false;
         }
         let begun = Instant::now();
-        let changed = self.changed();
+        let changed = self.changed(threads);
         *looked = Looked {
             at: Instant::now(),
             took: begun.elapsed(),
@@ -218,13 +223,14 @@ impl Opened {
     }
 
     /// True when the source was written to since it was opened.
-    pub fn changed(&self) -> bool {
-        self.source
-            .tree
-            .as_ref()
-            .and_then(|t| t.fingerprint(Path::new("")))
-            != self.fingerprint
+    pub fn changed(&self, threads: &Threads) -> bool {
+        fingerprint(&self.source, threads) != self.fingerprint
     }
+}
+
+fn fingerprint(source: &Source, threads: &Threads) -> Option<u64> {
+    let tree = source.tree.as_ref()?;
+    tree.fingerprint(Path::new(""), threads)
 }
 
 impl Context<'_> {
@@ -246,10 +252,7 @@ impl Context<'_> {
         options.stream = options.stream.or_else(|| self.selector.exact_stream());
         let source = source::open(path, &options)?;
         let begun = Instant::now();
-        let fingerprint = source
-            .tree
-            .as_ref()
-            .and_then(|t| t.fingerprint(Path::new("")));
+        let fingerprint = fingerprint(&source, &self.threads);
         let looked = Looked {
             at: begun,
             took: begun.elapsed(),
@@ -273,7 +276,7 @@ impl Context<'_> {
 
     /// Ends a reading verb: a source that changed meanwhile overrules what was found.
     pub fn close(&self, opened: &Opened, exit: Exit) -> Exit {
-        if !opened.changed() {
+        if !opened.changed(&self.threads) {
             return exit;
         }
         self.monitor.warn(&format!(

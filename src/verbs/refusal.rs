@@ -140,7 +140,7 @@ pub fn require_unchanged(
     stream: &StreamSource,
     before: Option<u64>,
 ) -> Result<(), Refusal> {
-    if opened.changed_since(stream, before) && !ctx.live {
+    if opened.changed_since(stream, before, &ctx.threads) && !ctx.live {
         let why = "the source changed while it was read: a server is running on it";
         return Err(Refusal::InUse(why.into()));
     }

@@ -12,6 +12,7 @@ use super::Failure;
 use super::part::Choice;
 use crate::finding::{Code, Finding, OnStart, Severity};
 use crate::format::hash::HashKey;
+use crate::pipeline::Threads;
 use crate::sink::staged::{PREFIX, parent, sync_dir, write_synced};
 use crate::source::select::Selector;
 use crate::source::{Body, Source, StreamSource, text};
@@ -553,12 +554,12 @@ impl Notes<'_> {
 pub fn fingerprint(whole: &Source, stream: &StreamSource) -> Option<u64> {
     if !stream.in_archive() {
         return match &stream.body {
-            Body::Blocks { tree, dir, .. } => tree.fingerprint(dir),
+            Body::Blocks { tree, dir, .. } => tree.fingerprint(dir, &Threads::one()),
             _ => None,
         };
     }
     if let Some(tree) = &whole.tree {
-        return tree.fingerprint(stream.path.parent()?);
+        return tree.fingerprint(stream.path.parent()?, &Threads::one());
     }
     let meta = fs::metadata(&whole.path).ok()?;
     let mut h = std::hash::DefaultHasher::new();
