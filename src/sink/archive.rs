@@ -165,6 +165,7 @@ fn entries(
     let now = crate::time::now();
     let mut written = Written::default();
     let mut encoder = Encoder::new();
+    put(&mut written, &s2::MAGIC)?;
 
     let mut head = Vec::new();
     match format {
@@ -177,19 +178,17 @@ fn entries(
             head.extend_from_slice(archive_v2::MAGIC);
             archive_v2::put_state(&mut head, now, claim);
             for c in &out.consumers {
-                let mut state = c.state.clone().unwrap_or_default();
+                let mut state = c.state.as_deref().cloned().unwrap_or_default();
                 archive_v2::clip(&mut state, out.state.last_seq);
                 let start = c.meta.get("opt_start_seq").and_then(Value::as_u64);
                 let first = start.unwrap_or(0).max(out.state.first_seq);
                 raise(&mut state, first.saturating_sub(1));
                 archive_v2::put_consumer(&mut head, now, &c.name, &c.meta.config, &state);
+                whole_frames(&mut encoder, &mut head, &mut written, put)?;
             }
         }
     }
-    let mut compressed = s2::MAGIC.to_vec();
-    frames(&mut encoder, &head, &mut compressed)?;
-    put(&mut written, &compressed)?;
-    written.raw = head.len() as u64;
+    last_frames(&mut encoder, &head, &mut written, put)?;
 
     let layout = Layout::new(&out.name, &out.stream.name);
     let (encoders, buffers) = (Pool::default(), Pool::default());
@@ -320,14 +319,40 @@ fn entries(
                     let bytes = o_dat::encode(state);
                     member(&mut tail, &format!("obs/{}/o.dat", c.name), &bytes, now)?;
                 }
+                whole_frames(&mut encoder, &mut tail, &mut written, put)?;
             }
             tail.extend_from_slice(&tar::END);
         }
         Format::V2 => tail.extend_from_slice(&archive_v2::END),
     }
-    let mut compressed = Vec::new();
-    frames(&mut encoder, &tail, &mut compressed)?;
-    put(&mut written, &compressed)?;
-    written.raw = written.raw.saturating_add(tail.len() as u64);
+    last_frames(&mut encoder, &tail, &mut written, put)?;
     Ok(written)
+}
+
+/// Puts what fills frames, so that a stream with very many consumers needs no memory for all of them.
+fn whole_frames(
+    encoder: &mut Encoder,
+    raw: &mut Vec<u8>,
+    written: &mut Written,
+    put: &mut Put<'_>,
+) -> Result<(), SinkError> {
+    let whole = raw.len() - raw.len() % FRAME_SIZE;
+    if whole > 0 {
+        last_frames(encoder, raw.get(..whole).unwrap_or_default(), written, put)?;
+        raw.drain(..whole);
+    }
+    Ok(())
+}
+
+fn last_frames(
+    encoder: &mut Encoder,
+    raw: &[u8],
+    written: &mut Written,
+    put: &mut Put<'_>,
+) -> Result<(), SinkError> {
+    let mut compressed = Vec::new();
+    frames(encoder, raw, &mut compressed)?;
+    put(written, &compressed)?;
+    written.raw = written.raw.saturating_add(raw.len() as u64);
+    Ok(())
 }

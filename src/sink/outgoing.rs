@@ -6,16 +6,17 @@ use crate::format::o_dat::ConsumerState;
 use crate::state::StreamState;
 use crate::stream::Stream;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 /// A consumer to be written.
 #[derive(Debug, Clone)]
-pub struct OutConsumer {
+pub struct OutConsumer<'a> {
     /// Name: its directory.
     pub name: String,
     /// Configuration.
-    pub meta: MetaInf,
+    pub meta: Cow<'a, MetaInf>,
     /// Delivered, ack floor, pending, redelivered; `None` for one that has none yet.
-    pub state: Option<ConsumerState>,
+    pub state: Option<Cow<'a, ConsumerState>>,
 }
 
 /// A stream to be written.
@@ -30,7 +31,7 @@ pub struct Outgoing<'a> {
     /// Its configuration.
     pub meta: MetaInf,
     /// Its consumers.
-    pub consumers: Vec<OutConsumer>,
+    pub consumers: Vec<OutConsumer<'a>>,
     /// What was left out of the configurations because servers refuse it, for a message to the user.
     pub dropped: Vec<String>,
 }
@@ -111,13 +112,18 @@ impl<'a> Outgoing<'a> {
             .consumers
             .iter()
             .filter_map(|c| {
-                let mut meta = c.meta.clone()?;
-                meta.created.get_or_insert_with(now);
-                sanitise(&mut meta, &format!("consumer {}", c.name), &mut dropped);
+                let mut meta = Cow::Borrowed(c.meta.as_ref()?);
+                if meta.created.is_none() {
+                    meta.to_mut().created = Some(now());
+                }
+                if !meta::unknown_keys(&meta).is_empty() || meta.get("template_owner").is_some() {
+                    let whose = format!("consumer {}", c.name);
+                    sanitise(meta.to_mut(), &whose, &mut dropped);
+                }
                 Some(OutConsumer {
                     name: c.name.clone(),
                     meta,
-                    state: c.state.clone(),
+                    state: c.state.as_ref().map(Cow::Borrowed),
                 })
             })
             .collect();
@@ -164,7 +170,7 @@ impl<'a> Outgoing<'a> {
         set(&mut self.meta, "num_replicas", replicas.into());
         for c in &mut self.consumers {
             if c.meta.num_replicas() > replicas {
-                set(&mut c.meta, "num_replicas", replicas.into());
+                set(c.meta.to_mut(), "num_replicas", replicas.into());
             }
         }
     }
@@ -173,7 +179,7 @@ impl<'a> Outgoing<'a> {
     pub fn fit_consumers(&mut self) {
         for c in &mut self.consumers {
             if let Some(state) = &mut c.state {
-                crate::format::archive_v2::clip(state, self.state.last_seq);
+                crate::format::archive_v2::clip(state.to_mut(), self.state.last_seq);
             }
         }
     }
@@ -186,14 +192,14 @@ impl<'a> Outgoing<'a> {
     }
 
     /// `meta.inf` of a consumer and its `meta.sum`, in plaintext.
-    pub fn consumer_meta(&self, c: &OutConsumer) -> (Vec<u8>, String) {
+    pub fn consumer_meta(&self, c: &OutConsumer<'_>) -> (Vec<u8>, String) {
         let inf = meta::encode_consumer(&c.meta);
         let sum = meta::sum(&self.consumer_key(c), &inf);
         (inf, sum)
     }
 
     /// The name that keys a consumer's `meta.sum`.
-    pub fn consumer_key(&self, c: &OutConsumer) -> String {
+    pub fn consumer_key(&self, c: &OutConsumer<'_>) -> String {
         format!("{}/{}", self.name, c.name)
     }
 }

@@ -256,7 +256,7 @@ fn one(
     out.consumers.retain(|c| ctx.selector.consumer(&c.name));
     if options.format == Format::V1 {
         // What a server makes for a stream of 2.14 and later that sources a work queue or interest stream.
-        let new = |c: &&OutConsumer| c.meta.get("ack_policy") == Some(&"flow_control".into());
+        let new = |c: &&OutConsumer<'_>| c.meta.get("ack_policy") == Some(&"flow_control".into());
         for c in out.consumers.iter().filter(new) {
             ctx.monitor.warn(&format!(
                 "stream {}: servers before 2.14 will refuse it because of consumer {}; for those choose the others with -c, or --no-consumers",
