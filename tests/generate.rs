@@ -175,6 +175,54 @@ fn runs_between_blocks_are_in_no_block() {
     }
 }
 
+/// So many that they are described side by side.
+#[test]
+fn very_many_streams_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let truth = make(dir.path(), "--streams 150 --messages 7 --consumers 1");
+    let streams = truth["$G"].as_object().unwrap();
+    // One that has to be scanned, and one that is damaged.
+    let at = |name: &str| dir.path().join("store/jetstream/$G/streams").join(name);
+    std::fs::remove_file(at("S77").join("msgs/index.db")).unwrap();
+    std::fs::write(at("S5").join("meta.inf"), b"{").unwrap();
+    let run = |verb, threads, more: &[&str]| {
+        let all = [&["--threads", threads], more].concat();
+        jetsam(dir.path(), verb, &all).status(1)
+    };
+    for verb in ["info", "ls"] {
+        let one = run(verb, "1", &[]);
+        for threads in ["2", "5"] {
+            let more = run(verb, threads, &[]);
+            assert_eq!((&more.stdout, &more.stderr), (&one.stdout, &one.stderr));
+        }
+        assert!(one.stderr.contains("S5"), "{}", one.stderr);
+        let got = one.json();
+        let got = got.as_array().unwrap();
+        assert_eq!(got.len(), streams.len());
+        let name = |s: &Value| match verb {
+            "ls" => s["stream"].as_str().unwrap().to_owned(),
+            _ => s["path"]
+                .as_str()
+                .unwrap()
+                .rsplit('/')
+                .next()
+                .unwrap()
+                .to_owned(),
+        };
+        assert!(got.is_sorted_by_key(name));
+        for stream in got {
+            let want = &streams[&name(stream)]["state"];
+            let state = if verb == "ls" {
+                stream
+            } else {
+                &stream["state"]
+            };
+            assert_eq!(state["messages"], want["messages"], "{stream}");
+            assert_eq!(state["last_seq"], want["last_seq"], "{stream}");
+        }
+    }
+}
+
 #[test]
 fn many_subjects_blocks_streams() {
     let truth = holds("--kv --messages 1000 --size 64 --block-size 10k");

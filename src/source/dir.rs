@@ -1,13 +1,11 @@
 //! A directory on disk as a [`Tree`].
 
 use super::limit::Limit;
-use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree};
-use crate::pipeline::{self, Threads};
+use super::tree::{Child, ChildKind, ReadError, ReadFault, Tree, sum_below};
+use crate::pipeline::Threads;
 use std::fs::{self, File, Metadata};
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Read as _};
-use std::num::NonZeroU64;
-use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirEntryExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -98,6 +96,19 @@ fn open_regular(path: &Path) -> io::Result<(File, Metadata)> {
         ))
     }
 }
+
+#[cfg(target_os = "linux")]
+fn will_need(file: &File, len: u64) {
+    /// A kernel does not take in much more at a time.
+    const STEP: u64 = 512 << 10;
+    for at in (0..len).step_by(STEP as usize) {
+        let step = std::num::NonZeroU64::new(STEP);
+        let _ = rustix::fs::fadvise(file, at, step, rustix::fs::Advice::WillNeed);
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn will_need(_: &File, _: u64) {}
 
 fn kind(meta: &Metadata) -> ChildKind {
     let t = meta.file_type();
@@ -225,18 +236,12 @@ impl Tree for DirTree {
     }
 
     fn will_read(&self, path: &Path) {
-        /// What one call makes the kernel read at least; more may be cut off.
-        const STEP: u64 = 512 << 10;
         if self.mmap || self.limit.is_some() {
             return;
         }
         // Nothing is lost where this fails.
-        #[cfg(target_os = "linux")]
         if let Ok((file, meta)) = open_regular(&self.full(path)) {
-            for at in (0..meta.len()).step_by(STEP as usize) {
-                let advice = rustix::fs::Advice::WillNeed;
-                let _ = rustix::fs::fadvise(&file, at, NonZeroU64::new(STEP), advice);
-            }
+            will_need(&file, meta.len());
         }
     }
 
@@ -245,32 +250,14 @@ impl Tree for DirTree {
     }
 
     fn fingerprint(&self, dir: &Path, threads: &Threads) -> Option<u64> {
-        /// Directories that one thread takes at a time.
-        const SHARE: usize = 64;
-        let mut total = 0u64;
-        let mut level = vec![self.full(dir)];
-        for _ in 0..=MAX_DEPTH {
-            let mut below = Vec::new();
-            pipeline::ordered(
-                threads,
-                level.len().div_ceil(SHARE),
-                || (),
-                |i, ()| {
-                    let share = level.chunks(SHARE).nth(i).unwrap_or_default();
-                    let (mut sum, mut dirs) = (0u64, Vec::new());
-                    for dir in share {
-                        sum = sum.wrapping_add(names_and_times(dir, &mut dirs));
-                    }
-                    (sum, dirs)
-                },
-                |_, (sum, mut dirs)| {
-                    total = total.wrapping_add(sum);
-                    below.append(&mut dirs);
-                    ControlFlow::Continue(())
-                },
-            );
-            level = below;
-        }
+        let total = sum_below(
+            self.full(dir),
+            MAX_DEPTH,
+            threads,
+            names_and_times,
+            // In what order directories and names are listed does not matter.
+            u64::wrapping_add,
+        );
         Some(total)
     }
 }
@@ -297,7 +284,6 @@ fn names_and_times(dir: &Path, dirs: &mut Vec<PathBuf>) -> u64 {
         } else {
             continue;
         }
-        // Order of listing does not matter.
         total = total.wrapping_add(h.finish());
     }
     total

@@ -1,11 +1,12 @@
 //! A tree of files that can only be read: a directory, or the members of an archive.
 
 use super::limit::Limit;
-use crate::pipeline::Threads;
+use crate::pipeline::{self, Threads};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::path::Path;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What a name in a [`Tree`] stands for. Links are never followed.
@@ -114,4 +115,42 @@ pub trait Tree: Send + Sync + fmt::Debug {
     fn fingerprint(&self, _dir: &Path, _threads: &Threads) -> Option<u64> {
         None
     }
+}
+
+/// What `of` says of `dir` and of each directory in it, down to `depth`, added up. `of` adds the directories that it finds to
+/// the list it is given.
+pub fn sum_below(
+    dir: PathBuf,
+    depth: usize,
+    threads: &Threads,
+    of: impl Fn(&Path, &mut Vec<PathBuf>) -> u64 + Sync,
+    add: fn(u64, u64) -> u64,
+) -> u64 {
+    /// Directories that one thread takes at a time.
+    const SHARE: usize = 64;
+    let mut total = 0u64;
+    let mut level = vec![dir];
+    for _ in 0..=depth {
+        let mut below = Vec::new();
+        pipeline::ordered(
+            threads,
+            level.len().div_ceil(SHARE),
+            || (),
+            |i, ()| {
+                let mut dirs = Vec::new();
+                let share = level.chunks(SHARE).nth(i).unwrap_or_default();
+                let sum = share
+                    .iter()
+                    .fold(0, |sum, dir| add(sum, of(dir, &mut dirs)));
+                (sum, dirs)
+            },
+            |_, (sum, mut dirs)| {
+                total = add(total, sum);
+                below.append(&mut dirs);
+                ControlFlow::Continue(())
+            },
+        );
+        level = below;
+    }
+    total
 }

@@ -24,6 +24,8 @@ pub struct Consumer {
     pub state: Option<ConsumerState>,
     /// The state could not be read because of damage (as opposed to: there is none).
     pub state_damaged: bool,
+    /// It is encrypted, and its key file does not open.
+    pub(super) locked: bool,
 }
 
 impl Consumer {
@@ -41,12 +43,19 @@ impl Consumer {
             meta: Some(MetaInf::new_consumer(config.clone(), None, name)),
             state: None,
             state_damaged: false,
+            locked: false,
         }
     }
 }
 
 impl Stream {
-    pub(super) fn open_consumer(&mut self, tree: &dyn Tree, dir: &Path, name: &OsStr) -> Consumer {
+    /// A consumer, and what is wrong with it.
+    pub(super) fn open_consumer(
+        &self,
+        tree: &dyn Tree,
+        dir: &Path,
+        name: &OsStr,
+    ) -> (Option<Consumer>, Vec<Finding>) {
         let name = name.to_string_lossy().into_owned();
         let mut findings = Vec::new();
         let mut consumer = Consumer {
@@ -55,37 +64,35 @@ impl Stream {
             meta: None,
             state: None,
             state_damaged: false,
+            locked: false,
         };
-        let seal = self.consumer_key(tree, dir, &name, &mut findings);
+        let seal = self.consumer_key(tree, &mut consumer, &mut findings);
         self.consumer_meta(tree, &mut consumer, seal.as_ref(), &mut findings);
         self.consumer_state(tree, &mut consumer, seal.as_ref(), &mut findings);
-        for f in findings {
-            self.push(f.consumer(&name));
-        }
-        consumer
+        let findings = findings.into_iter().map(|f| f.consumer(&name)).collect();
+        (Some(consumer), findings)
     }
 
     /// `Ok(None)`: not encrypted. `Err`: encrypted, and it does not open.
     fn consumer_key(
-        &mut self,
+        &self,
         tree: &dyn Tree,
-        dir: &Path,
-        name: &str,
+        consumer: &mut Consumer,
         findings: &mut Vec<Finding>,
     ) -> Result<Option<SealKey>, ()> {
-        let path = dir.join("meta.key");
+        let path = consumer.dir.join("meta.key");
         match read_optional(tree, &path, SMALL_FILE) {
             Ok(None) => Ok(None),
             Ok(Some(bytes)) => {
                 let context = crypt::Context::Consumer {
                     account: self.account.as_bytes(),
                     stream: self.name.as_bytes(),
-                    consumer: name.as_bytes(),
+                    consumer: consumer.name.as_bytes(),
                 };
                 crypt::open_key_file(&bytes, &self.keys, &context)
                     .map(Some)
                     .map_err(|e| {
-                        self.locked |= self.seal.is_none();
+                        consumer.locked = true;
                         findings.push(self.key_finding(&e).file(self.place(&path)));
                     })
             }

@@ -17,10 +17,12 @@ use crate::format::crypt::{self, Cipher, KeyError, KeyRing, SealKey};
 use crate::format::index_db::{self, IndexDb};
 use crate::format::meta::{self, MetaInf};
 use crate::format::{Fault, FaultKind};
+use crate::pipeline::{self, Threads};
 use crate::source::archive::V2;
 use crate::source::config_dir::ConfiguredStream;
 use crate::source::tree::{Child, ChildKind, ReadError, Tree};
 use crate::source::{Body, Role, StreamSource, numbered, text};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -146,6 +148,11 @@ fn read_optional(tree: &dyn Tree, path: &Path, ceiling: u64) -> Result<Option<Ve
 impl Stream {
     /// Opens a stream. Never fails: what cannot be read is in [`Stream::findings`].
     pub fn open(source: &StreamSource, keys: &KeyRing, want: Want) -> Self {
+        Self::open_on(&Threads::one(), source, keys, want)
+    }
+
+    /// As [`open`](Self::open), with threads that share the reading of consumers.
+    pub fn open_on(threads: &Threads, source: &StreamSource, keys: &KeyRing, want: Want) -> Self {
         let mut stream = Self {
             account: source.account.clone(),
             name: source.name.clone(),
@@ -183,7 +190,7 @@ impl Stream {
                     stream.list_leftovers(&*tree, &dir);
                 }
                 if want.consumers && whole {
-                    stream.open_consumers(&*tree, &dir);
+                    stream.open_consumers(&*tree, &dir, threads);
                 }
             }
             Body::Entries(v2) => stream.open_entries(&v2, want),
@@ -783,7 +790,9 @@ impl Stream {
         }
     }
 
-    fn open_consumers(&mut self, tree: &dyn Tree, dir: &Path) {
+    fn open_consumers(&mut self, tree: &dyn Tree, dir: &Path, threads: &Threads) {
+        /// Consumers that a thread takes at a time.
+        const SHARE: usize = 32;
         let obs = dir.join("obs");
         let children = match tree.children(&obs) {
             Ok(children) => children,
@@ -796,20 +805,38 @@ impl Stream {
                 return;
             }
         };
-        for c in children {
+        let mut consumers = Vec::new();
+        let mut findings = Vec::new();
+        let one = |c: &Child| {
             let at = obs.join(&c.name);
-            if c.kind == ChildKind::Dir {
-                let consumer = self.open_consumer(tree, &at, &c.name);
-                self.consumers.push(consumer);
-            } else {
-                let code = if c.kind == ChildKind::File {
-                    Code::OddName
-                } else {
-                    Code::NotAFile
-                };
-                let place = self.place(&at);
-                self.push(Finding::new(code, "not a consumer's directory").file(place));
-            }
+            let code = match c.kind {
+                ChildKind::Dir => return self.open_consumer(tree, &at, &c.name),
+                ChildKind::File => Code::OddName,
+                ChildKind::Symlink | ChildKind::Other => Code::NotAFile,
+            };
+            let finding = Finding::new(code, "not a consumer's directory");
+            (None, vec![finding.file(self.place(&at))])
+        };
+        pipeline::ordered(
+            threads,
+            children.len().div_ceil(SHARE),
+            || (),
+            |i, ()| {
+                let share = children.chunks(SHARE).nth(i).unwrap_or_default();
+                share.iter().map(one).collect::<Vec<_>>()
+            },
+            |_, share| {
+                for (consumer, mut found) in share {
+                    consumers.extend(consumer);
+                    findings.append(&mut found);
+                }
+                ControlFlow::Continue(())
+            },
+        );
+        self.locked |= self.seal.is_none() && consumers.iter().any(|c| c.locked);
+        self.consumers = consumers;
+        for f in findings {
+            self.push(f);
         }
     }
 

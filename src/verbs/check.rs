@@ -402,14 +402,11 @@ fn examine(
     choice: Choice,
     notes: Option<Notes<'_>>,
 ) -> Examined {
-    let stream = Stream::open(
-        source,
-        &ctx.keys,
-        Want {
-            subjects: true,
-            consumers: true,
-        },
-    );
+    let want = Want {
+        subjects: true,
+        consumers: true,
+    };
+    let stream = Stream::open_on(&ctx.threads, source, &ctx.keys, want);
     let plan = Sitting {
         chosen: choice.of(&source.account, &source.name),
         notes: notes.filter(|_| !source.in_archive()),

@@ -5,7 +5,7 @@ use crate::finding::Finding;
 use crate::format::meta::{self, MetaInf};
 use crate::format::o_dat::SeqPair;
 use crate::pipeline::{self, Threads};
-use crate::source::tree::{ChildKind, Tree};
+use crate::source::tree::{ChildKind, Tree, sum_below};
 use crate::source::{Body, StreamSource, text};
 use crate::state::consumers::{pending, position};
 use crate::state::{Depth, StreamState, claimed, survey};
@@ -14,7 +14,7 @@ use crate::time;
 use serde_json::{Map, Value, json};
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What to add to the answer.
 #[derive(Debug, Clone, Copy, Default)]
@@ -51,7 +51,7 @@ pub fn describe(
         subjects,
         consumers,
     };
-    let stream = Stream::open(source, &ctx.keys, want);
+    let stream = Stream::open_on(&ctx.threads, source, &ctx.keys, want);
     let needs_scan = !matches!(stream.index, Index::Valid(_));
     if needs_scan {
         let total = stream.blocks.iter().map(|b| b.len).sum();
@@ -89,13 +89,13 @@ fn described(stream: Stream, want: Want, threads: &Threads, monitor: &dyn Monito
 /// So many streams are described side by side, one thread each, instead of one after the other.
 const MANY: usize = 64;
 
-/// Describes streams, makes of each what `show` does, and hands that to `sink` in their order, with the place for the
-/// result.
+/// Describes streams, makes of each what `show` does with the given threads, and hands that to `sink` in their order, with
+/// the place for the result.
 pub fn describe_all<T: Send>(
     ctx: &mut Context<'_>,
     sources: &[&StreamSource],
     want: Want,
-    show: impl Fn(Described) -> T + Sync,
+    show: impl Fn(Described, &Threads) -> T + Sync,
     mut sink: impl FnMut(&mut dyn Write, T) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
     /// Streams that a thread takes at a time.
@@ -104,7 +104,8 @@ pub fn describe_all<T: Send>(
     if sources.len() < MANY || want.subjects {
         for source in sources {
             let d = describe(ctx, source, want.subjects, want.consumers);
-            sink(ctx.out, show(d))?;
+            let shown = show(d, &ctx.threads);
+            sink(ctx.out, shown)?;
         }
         return Ok(());
     }
@@ -118,8 +119,8 @@ pub fn describe_all<T: Send>(
         |i, ()| {
             let share = sources.chunks(SHARE).nth(i).unwrap_or_default();
             let one = |source: &&StreamSource| {
-                let stream = Stream::open(source, keys, want);
-                show(described(stream, want, &Threads::one(), monitor))
+                let (stream, one) = (Stream::open(source, keys, want), Threads::one());
+                show(described(stream, want, &one, monitor), &one)
             };
             share.iter().map(one).collect::<Vec<T>>()
         },
@@ -162,19 +163,19 @@ pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
 }
 
 /// Bytes of all files below `dir`.
-fn tree_bytes(tree: &dyn Tree, dir: &Path) -> u64 {
-    let mut total = 0u64;
-    let mut stack = vec![(dir.to_owned(), 0)];
-    while let Some((dir, depth)) = stack.pop() {
-        for c in tree.children(&dir).unwrap_or_default() {
+fn tree_bytes(tree: &dyn Tree, dir: &Path, threads: &Threads) -> u64 {
+    let of = |dir: &Path, dirs: &mut Vec<PathBuf>| {
+        let mut total = 0u64;
+        for c in tree.children(dir).unwrap_or_default() {
             match c.kind {
                 ChildKind::File => total = total.saturating_add(c.len),
-                ChildKind::Dir if depth < 8 => stack.push((dir.join(&c.name), depth + 1)),
+                ChildKind::Dir => dirs.push(dir.join(&c.name)),
                 _ => {}
             }
         }
-    }
-    total
+        total
+    };
+    sum_below(dir.to_owned(), 8, threads, of, u64::saturating_add)
 }
 
 /// The releases that can have written what is on disk, by its formats alone.
@@ -318,9 +319,9 @@ pub fn compression_name(stream: &Stream) -> &str {
         .unwrap_or("none")
 }
 
-fn storage_json(stream: &Stream) -> Value {
+fn storage_json(stream: &Stream, threads: &Threads) -> Value {
     let files = match stream.tree() {
-        Some((tree, dir)) => tree_bytes(tree, dir),
+        Some((tree, dir)) => tree_bytes(tree, dir, threads),
         None => stream.entries().map_or(0, |v2| v2.file_len()),
     };
     json!({
@@ -332,7 +333,7 @@ fn storage_json(stream: &Stream) -> Value {
     })
 }
 
-fn stream_json(d: &Described, options: &Options) -> Value {
+fn stream_json(d: &Described, options: &Options, threads: &Threads) -> Value {
     let s = &d.stream;
     let mut out = Map::new();
     out.insert("account".into(), json!(s.account));
@@ -357,7 +358,7 @@ fn stream_json(d: &Described, options: &Options) -> Value {
         .map(|(c, pending)| consumer_json(s, c, &d.state, *pending))
         .collect();
     out.insert("consumers".into(), Value::Array(consumers));
-    out.insert("storage".into(), storage_json(s));
+    out.insert("storage".into(), storage_json(s, threads));
     Value::Object(out)
 }
 
@@ -377,12 +378,12 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
     };
     let (json, style) = (ctx.json, ctx.style);
     let mut between: &[u8] = if json { b"\n" } else { b"" };
-    let show = |mut d: Described| {
+    let show = |mut d: Described, threads: &Threads| {
         retain_consumers(&mut d, |name| selector.consumer(name));
         let text = if json {
-            stream_json(&d, options).to_string()
+            stream_json(&d, options, threads).to_string()
         } else {
-            human(style, &d, options)
+            human(style, &d, options, threads)
         };
         (text, d.findings)
     };
@@ -470,7 +471,7 @@ pub fn duration(ns: i64) -> String {
     format!("{:.0?}", std::time::Duration::from_nanos(ns.unsigned_abs()))
 }
 
-fn human(style: render::Style, d: &Described, options: &Options) -> String {
+fn human(style: render::Style, d: &Described, options: &Options, threads: &Threads) -> String {
     let s = &d.stream;
     let mut out = String::new();
     let account = if s.account.is_empty() {
@@ -507,7 +508,7 @@ fn human(style: render::Style, d: &Described, options: &Options) -> String {
         ("Active Consumers", s.consumers.len().to_string()),
     ];
     fields(&mut out, "State:", &rows);
-    let storage = storage_json(s);
+    let storage = storage_json(s, threads);
     let get = |k: &str| storage.get(k).map(short).unwrap_or_default();
     let rows = [
         ("Path", text(&s.path)),

@@ -3,6 +3,7 @@
 use super::info::{Described, cipher_name, compression_name, describe_all};
 use super::{Context, Exit, Failure, exit_for, render, warn_of};
 use crate::finding::{Finding, Severity};
+use crate::pipeline::Threads;
 use crate::source::{Role, StreamSource, text};
 use crate::state::consumers::position;
 use crate::stream::Want;
@@ -32,7 +33,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
         subjects: false,
         consumers: options.consumers || json,
     };
-    let show = |d: Described| {
+    let show = |d: Described, _: &Threads| {
         let shown = if json {
             (Some(line(&d, options)), Vec::new())
         } else {

@@ -596,6 +596,14 @@ mod tests {
     }
 
     fn strict(buf: &[u8]) -> (StreamReport, Vec<u8>) {
+        for keep_going in [false, true] {
+            // What lay there before must not show.
+            let (mut fresh, mut over) = (b"kept".to_vec(), vec![0xee; 64 + buf.len() * 4]);
+            over[..4].copy_from_slice(b"kept");
+            let want = decode_stream(buf, 0, &mut fresh, 1 << 30, keep_going);
+            let got = decode_frames(Frames::new(buf, 0), &mut over, 4, 1 << 30, keep_going);
+            assert_eq!((got, over), (want, fresh));
+        }
         let mut out = Vec::new();
         let report = decode_stream(buf, 0, &mut out, 1 << 30, false);
         (report, out)
