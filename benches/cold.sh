@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Checks stores with nothing of them in the page cache, in turns with `cat` of the same files, and prints a Markdown table.
-# usage: benches/cold.sh STORE...    needs root, to drop caches; JETSAM_KEY for encrypted stores; ROUNDS=5
+# usage: benches/cold.sh STORE...    needs root, to drop caches; JETSAM_KEY for encrypted stores; ROUNDS=5;
+#        JETSAM=PATH for another build
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --release --locked
-jetsam=$PWD/target/release/jetsam
+jetsam=${JETSAM:-$PWD/target/release/jetsam}
 rounds=${ROUNDS:-5}
 
 # LABEL COMMAND...: seconds, appended to the file of that name.

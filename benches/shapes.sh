@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Makes stores of odd shapes with examples/make_store and prints what jetsam takes for them, as a Markdown table.
-# usage: benches/shapes.sh [DIR]    works in DIR, which needs 8 GB and is left empty; SHAPES="name ..." for some of them
+# usage: benches/shapes.sh [DIR]    works in DIR, which needs 8 GB and is left empty; SHAPES="name ..." for some of them,
+#        JETSAM=PATH for another build
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir="$(realpath -m "${1:-target/shapes}")"
 cargo build --release --locked --bins --example make_store
 bin=$PWD/target/release
+jetsam=${JETSAM:-$bin/jetsam}
 mkdir -p "$dir"
 
 # VERB STORE [DEST]: the least seconds of three runs (of one that writes), and the highest peak RSS in MiB.
@@ -13,7 +15,7 @@ run() {
     local runs="1 2 3"
     [ -z "${3:-}" ] || runs=1
     for _ in $runs; do
-        /usr/bin/time -f '%e %M' -o "$dir/time" "$bin/jetsam" -q --no-progress "$1" "$2" ${3:+"$3"} > /dev/null
+        /usr/bin/time -f '%e %M' -o "$dir/time" "$jetsam" -q --no-progress "$1" "$2" ${3:+"$3"} > /dev/null
         cat "$dir/time"
     done | awk 'NR == 1 || $1 < s { s = $1 } $2 > m { m = $2 } END { printf "%.2f s, %d MiB", s, m / 1024 }'
 }
