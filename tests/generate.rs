@@ -179,11 +179,17 @@ fn runs_between_blocks_are_in_no_block() {
 #[test]
 fn very_many_streams_in_their_order() {
     let dir = tempfile::tempdir().unwrap();
-    let truth = make(dir.path(), "--streams 150 --messages 7 --consumers 1");
-    let streams = truth["$G"].as_object().unwrap();
-    // One that has to be scanned, and one that is damaged.
+    // Two large ones, which are not left to one thread.
+    let options = "--streams 2 --name LARGE --messages 100 --size 700k --payload zero";
+    let mut truth = make(dir.path(), options);
+    let small = make(dir.path(), "--streams 150 --messages 7 --consumers 1");
+    let streams = truth["$G"].as_object_mut().unwrap();
+    streams.extend(small["$G"].as_object().unwrap().clone());
+    // Some that have to be scanned, and one that is damaged.
     let at = |name: &str| dir.path().join("store/jetstream/$G/streams").join(name);
-    std::fs::remove_file(at("S77").join("msgs/index.db")).unwrap();
+    for name in ["LARGE2", "S77"] {
+        std::fs::remove_file(at(name).join("msgs/index.db")).unwrap();
+    }
     std::fs::write(at("S5").join("meta.inf"), b"{").unwrap();
     let run = |verb, threads, more: &[&str]| {
         let all = [&["--threads", threads], more].concat();

@@ -140,12 +140,13 @@ impl Monitor for Stderr {
         if let Some(bar) = &work.bar {
             bar.finish_and_clear();
         }
-        if self.mode == Mode::Lines {
+        let read = work.total.max(work.read());
+        if self.mode == Mode::Lines && read > 0 {
             let seconds = work.started.elapsed().as_secs_f64();
             self.line(&format!(
                 "{}: {} in {seconds:.1} s",
                 work.what,
-                render::bytes(work.total.max(work.read()))
+                render::bytes(read)
             ));
         }
     }

@@ -52,17 +52,30 @@ pub fn describe(
         consumers,
     };
     let stream = Stream::open_on(&ctx.threads, source, &ctx.keys, want);
+    describe_opened(stream, want, &ctx.threads, ctx.monitor)
+}
+
+/// As [`describe`], with progress where that takes a scan.
+fn describe_opened(
+    stream: Stream,
+    want: Want,
+    threads: &Threads,
+    monitor: &dyn Monitor,
+) -> Described {
     let needs_scan = !matches!(stream.index, Index::Valid(_));
     if needs_scan {
-        let total = stream.blocks.iter().map(|b| b.len).sum();
-        ctx.monitor
-            .begin(&format!("Scanning {}", stream.name), total);
+        let what = format!("Scanning {}", stream.name);
+        monitor.begin(&what, bytes_in_blocks(&stream));
     }
-    let described = described(stream, want, &ctx.threads, ctx.monitor);
+    let described = described(stream, want, threads, monitor);
     if needs_scan {
-        ctx.monitor.end();
+        monitor.end();
     }
     described
+}
+
+fn bytes_in_blocks(stream: &Stream) -> u64 {
+    stream.blocks.iter().map(|b| b.len).sum()
 }
 
 fn described(stream: Stream, want: Want, threads: &Threads, monitor: &dyn Monitor) -> Described {
@@ -86,11 +99,8 @@ fn described(stream: Stream, want: Want, threads: &Threads, monitor: &dyn Monito
     }
 }
 
-/// So many streams are described side by side, one thread each, instead of one after the other.
-const MANY: usize = 64;
-
 /// Describes streams, makes of each what `show` does with the given threads, and hands that to `sink` in their order, with
-/// the place for the result.
+/// the place for the result. Many streams are described side by side, one thread each.
 pub fn describe_all<T: Send>(
     ctx: &mut Context<'_>,
     sources: &[&StreamSource],
@@ -98,8 +108,14 @@ pub fn describe_all<T: Send>(
     show: impl Fn(Described, &Threads) -> T + Sync,
     mut sink: impl FnMut(&mut dyn Write, T) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
+    /// Streams that are worth it.
+    const MANY: usize = 64;
+    /// Streams between two writes.
+    const BATCH: usize = 1024;
     /// Streams that a thread takes at a time.
     const SHARE: usize = 16;
+    /// Bytes of blocks from which on a stream has all threads to itself: a scan, or a consumer's filter, may read them all.
+    const LARGE: u64 = 64 << 20;
     // The subjects of several streams at once may be too much for the memory.
     if sources.len() < MANY || want.subjects {
         for source in sources {
@@ -109,35 +125,40 @@ pub fn describe_all<T: Send>(
         }
         return Ok(());
     }
-    let (keys, monitor) = (&ctx.keys, ctx.monitor);
-    monitor.begin(&format!("Reading {} streams", sources.len()), 0);
-    let mut result = Ok(());
-    pipeline::ordered(
-        &ctx.threads,
-        sources.len().div_ceil(SHARE),
-        || (),
-        |i, ()| {
-            let share = sources.chunks(SHARE).nth(i).unwrap_or_default();
-            let one = |source: &&StreamSource| {
-                let (stream, one) = (Stream::open(source, keys, want), Threads::one());
-                show(described(stream, want, &one, monitor), &one)
-            };
-            share.iter().map(one).collect::<Vec<T>>()
-        },
-        |_, shown| {
-            for one in shown {
-                if result.is_ok() {
-                    result = sink(ctx.out, one);
-                }
-            }
-            match result {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(_) => ControlFlow::Break(()),
-            }
-        },
-    );
-    monitor.end();
-    result
+    let (keys, threads, monitor) = (&ctx.keys, &ctx.threads, ctx.monitor);
+    let alone = |source: &StreamSource| {
+        let stream = Stream::open(source, keys, want);
+        if bytes_in_blocks(&stream) > LARGE {
+            return Err(Box::new(stream));
+        }
+        let one = Threads::one();
+        Ok(show(described(stream, want, &one, monitor), &one))
+    };
+    for batch in sources.chunks(BATCH) {
+        let mut all = Vec::new();
+        monitor.begin(&format!("Reading {} streams", batch.len()), 0);
+        pipeline::ordered(
+            threads,
+            batch.len().div_ceil(SHARE),
+            || (),
+            |i, ()| {
+                let share = batch.chunks(SHARE).nth(i).unwrap_or_default();
+                share.iter().map(|s| alone(s)).collect::<Vec<_>>()
+            },
+            |_, mut share| {
+                all.append(&mut share);
+                ControlFlow::Continue(())
+            },
+        );
+        monitor.end();
+        for one in all {
+            let shown = one.unwrap_or_else(|large| {
+                show(describe_opened(*large, want, threads, monitor), threads)
+            });
+            sink(ctx.out, shown)?;
+        }
+    }
+    Ok(())
 }
 
 /// As [`describe`], for a pass that reads all messages and compares: an archive that says what it holds is not read
