@@ -2,7 +2,7 @@
 //! a store — reading from the page cache, deciphering, decoding, hashing — and the whole.
 //!
 //! `cargo bench --bench limits -- STORE...`, with `JETSAM_KEY` for encrypted stores; medians of five rounds. A store's decoded
-//! blocks have to fit into the memory.
+//! blocks have to fit into the memory. Of a store that is encrypted and compressed, decoding is left out.
 
 use std::env;
 use std::error::Error;

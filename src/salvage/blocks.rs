@@ -247,7 +247,7 @@ fn look(
     let mut seen = learn.then(SubjectMap::new);
     let too_many = AtomicBool::new(!learn);
     pipeline::ordered(
-        work.ask.threads,
+        stream.readers(work.ask.threads),
         stream.blocks.len(),
         Scratch::default,
         |i, scratch| {

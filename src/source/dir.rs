@@ -7,7 +7,7 @@ use std::fs::{self, File, Metadata};
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirEntryExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -235,12 +235,14 @@ impl Tree for DirTree {
         self.limit.clone()
     }
 
-    fn will_read(&self, path: &Path) {
+    fn will_read(&self, path: &Path, ceiling: u64) {
         if self.mmap || self.limit.is_some() {
             return;
         }
-        // Nothing is lost where this fails.
-        if let Ok((file, meta)) = open_regular(&self.full(path)) {
+        // Nothing is lost where this fails; a larger file is not read at all.
+        if let Ok((file, meta)) = open_regular(&self.full(path))
+            && meta.len() <= ceiling
+        {
             will_need(&file, meta.len());
         }
     }
@@ -276,11 +278,12 @@ fn names_and_times(dir: &Path, dirs: &mut Vec<PathBuf>) -> u64 {
         };
         let mut h = above.clone();
         entry.file_name().as_bytes().hash(&mut h);
-        (entry.ino(), kind.is_dir()).hash(&mut h);
+        kind.is_dir().hash(&mut h);
         if kind.is_dir() {
             dirs.push(entry.path());
         } else if let Ok(meta) = entry.metadata() {
-            (meta.len(), meta.mtime(), meta.mtime_nsec()).hash(&mut h);
+            (meta.ino(), meta.len()).hash(&mut h);
+            (meta.mtime(), meta.mtime_nsec()).hash(&mut h);
         } else {
             continue;
         }

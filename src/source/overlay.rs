@@ -168,8 +168,12 @@ impl Tree for Overlay {
         self.base.limit()
     }
 
-    fn will_read(&self, path: &Path) {
-        self.base.will_read(path);
+    fn will_read(&self, path: &Path, ceiling: u64) {
+        match self.files.get(path) {
+            Some(Instead::File(other)) => self.base.will_read(other, ceiling),
+            Some(_) => {}
+            None => self.base.will_read(path, ceiling),
+        }
     }
 
     fn fingerprint(&self, dir: &Path, threads: &Threads) -> Option<u64> {

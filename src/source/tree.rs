@@ -87,8 +87,8 @@ pub trait Tree: Send + Sync + fmt::Debug {
     /// Reads up to `buf.len()` bytes at `offset`; fewer only at the end of the file.
     fn read_at(&self, path: &Path, offset: u64, buf: &mut [u8]) -> io::Result<usize>;
 
-    /// Says that the whole file will be read soon, so that the disk is busy while others are decoded.
-    fn will_read(&self, _path: &Path) {}
+    /// Says that the file, up to `ceiling` bytes, will be read soon, so that the disk is busy while others are decoded.
+    fn will_read(&self, _path: &Path, _ceiling: u64) {}
 
     /// True for a directory with nothing in it.
     fn is_empty_dir(&self, dir: &Path) -> bool {

@@ -126,7 +126,7 @@ pub fn pending(stream: &Stream, state: &StreamState, threads: &Threads) -> Vec<u
         .collect();
     let mut total = Counts::new(&filtered);
     pipeline::ordered(
-        threads,
+        stream.readers(threads),
         blocks.len(),
         Scratch::default,
         |i, scratch| {

@@ -646,7 +646,7 @@ fn prove_planned(
     let last = stream.blocks.last().map(|b| b.n);
     let empty = BlockState::default();
     pipeline::ordered(
-        threads,
+        stream.readers(threads),
         files.len(),
         Scratch::default,
         |i, scratch| {
@@ -771,7 +771,7 @@ pub(super) fn prove_alone(
     let (mut findings, mut blocks) = (Vec::new(), Vec::new());
     let last = stream.blocks.last().map(|b| b.n);
     pipeline::ordered(
-        threads,
+        stream.readers(threads),
         files.len(),
         Scratch::default,
         |i, scratch| {
@@ -919,7 +919,7 @@ pub(super) fn rebuild(
     let last = stream.blocks.last().map(|b| b.n);
     let has_subjects = stream.role == Role::Stream;
     pipeline::ordered(
-        threads,
+        stream.readers(threads),
         stream.blocks.len(),
         Scratch::default,
         |i, scratch| {

@@ -388,7 +388,7 @@ impl<'a> Pass<'a> {
         }
         let mut findings = Vec::new();
         pipeline::ordered(
-            self.threads,
+            self.stream.readers(self.threads),
             plan.len(),
             || (Scratch::default(), Vec::new()),
             |i, (scratch, found)| {
@@ -428,7 +428,7 @@ impl<'a> Pass<'a> {
             .filter(|f| f.n >= lowest)
             .collect();
         pipeline::ordered(
-            self.threads,
+            self.stream.readers(self.threads),
             files.len(),
             Scratch::default,
             |i, scratch| {

@@ -100,7 +100,8 @@ impl Stream {
     /// Says that a block will be loaded when those before it are.
     pub(crate) fn will_load(&self, file: Option<&BlockFile>) {
         if let (Some(file), Body::Blocks { tree, .. }) = (file, &self.body) {
-            tree.will_read(&self.msgs_dir().join(format!("{}.blk", file.n)));
+            let path = self.msgs_dir().join(format!("{}.blk", file.n));
+            tree.will_read(&path, BLOCK_FILE);
         }
     }
 

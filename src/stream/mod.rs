@@ -227,6 +227,15 @@ impl Stream {
         }
     }
 
+    /// Of `threads` those that may read its files: one where going back is dear.
+    pub(crate) fn readers<'t>(&self, threads: &'t Threads) -> &'t Threads {
+        static ONE: Threads = Threads::one();
+        match self.tree() {
+            Some((tree, _)) if tree.sequential() => &ONE,
+            _ => threads,
+        }
+    }
+
     /// Whether it is in an archive, of either kind.
     pub fn in_archive(&self) -> bool {
         match &self.body {
@@ -818,7 +827,7 @@ impl Stream {
             (None, vec![finding.file(self.place(&at))])
         };
         pipeline::ordered(
-            threads,
+            self.readers(threads),
             children.len().div_ceil(SHARE),
             || (),
             |i, ()| {

@@ -52,24 +52,14 @@ pub fn describe(
         consumers,
     };
     let stream = Stream::open_on(&ctx.threads, source, &ctx.keys, want);
-    describe_opened(stream, want, &ctx.threads, ctx.monitor)
-}
-
-/// As [`describe`], with progress where that takes a scan.
-fn describe_opened(
-    stream: Stream,
-    want: Want,
-    threads: &Threads,
-    monitor: &dyn Monitor,
-) -> Described {
     let needs_scan = !matches!(stream.index, Index::Valid(_));
     if needs_scan {
         let what = format!("Scanning {}", stream.name);
-        monitor.begin(&what, bytes_in_blocks(&stream));
+        ctx.monitor.begin(&what, bytes_in_blocks(&stream));
     }
-    let described = described(stream, want, threads, monitor);
+    let described = described(stream, want, &ctx.threads, ctx.monitor);
     if needs_scan {
-        monitor.end();
+        ctx.monitor.end();
     }
     described
 }
@@ -100,11 +90,13 @@ fn described(stream: Stream, want: Want, threads: &Threads, monitor: &dyn Monito
 }
 
 /// Describes streams, makes of each what `show` does with the given threads, and hands that to `sink` in their order, with
-/// the place for the result. Many streams are described side by side, one thread each.
+/// the place for the result. Many streams are described side by side, one thread each, unless `one_by_one`: for what may be
+/// too large to hold it for several streams.
 pub fn describe_all<T: Send>(
     ctx: &mut Context<'_>,
     sources: &[&StreamSource],
     want: Want,
+    one_by_one: bool,
     show: impl Fn(Described, &Threads) -> T + Sync,
     mut sink: impl FnMut(&mut dyn Write, T) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
@@ -112,12 +104,9 @@ pub fn describe_all<T: Send>(
     const MANY: usize = 64;
     /// Streams between two writes.
     const BATCH: usize = 1024;
-    /// Streams that a thread takes at a time.
-    const SHARE: usize = 16;
     /// Bytes of blocks from which on a stream has all threads to itself: a scan, or a consumer's filter, may read them all.
     const LARGE: u64 = 64 << 20;
-    // The subjects of several streams at once may be too much for the memory.
-    if sources.len() < MANY || want.subjects {
+    if sources.len() < MANY || one_by_one {
         for source in sources {
             let d = describe(ctx, source, want.subjects, want.consumers);
             let shown = show(d, &ctx.threads);
@@ -128,21 +117,24 @@ pub fn describe_all<T: Send>(
     let (keys, threads, monitor) = (&ctx.keys, &ctx.threads, ctx.monitor);
     let alone = |source: &StreamSource| {
         let stream = Stream::open(source, keys, want);
-        if bytes_in_blocks(&stream) > LARGE {
-            return Err(Box::new(stream));
+        let size = stream.entries().map(|v2| v2.file_len());
+        if size.unwrap_or_else(|| bytes_in_blocks(&stream)) > LARGE {
+            return Err(());
         }
         let one = Threads::one();
         Ok(show(described(stream, want, &one, monitor), &one))
     };
     for batch in sources.chunks(BATCH) {
+        // What a thread takes at a time: not so few that they wait for each other, not so many that some have none.
+        let share = (batch.len() / threads.count() / 4).clamp(1, 16);
         let mut all = Vec::new();
         monitor.begin(&format!("Reading {} streams", batch.len()), 0);
         pipeline::ordered(
             threads,
-            batch.len().div_ceil(SHARE),
+            batch.len().div_ceil(share),
             || (),
             |i, ()| {
-                let share = batch.chunks(SHARE).nth(i).unwrap_or_default();
+                let share = batch.chunks(share).nth(i).unwrap_or_default();
                 share.iter().map(|s| alone(s)).collect::<Vec<_>>()
             },
             |_, mut share| {
@@ -151,10 +143,12 @@ pub fn describe_all<T: Send>(
             },
         );
         monitor.end();
-        for one in all {
-            let shown = one.unwrap_or_else(|large| {
-                show(describe_opened(*large, want, threads, monitor), threads)
-            });
+        for (one, source) in all.into_iter().zip(batch) {
+            let all_threads = |()| {
+                let d = describe(ctx, source, want.subjects, want.consumers);
+                show(d, threads)
+            };
+            let shown = one.unwrap_or_else(all_threads);
             sink(ctx.out, shown)?;
         }
     }
@@ -408,15 +402,23 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
         };
         (text, d.findings)
     };
-    describe_all(ctx, &sources, want, show, |out, (text, mut found)| {
-        out.write_all(between)?;
-        out.write_all(text.as_bytes())?;
-        if json {
-            between = b",\n";
-        }
-        findings.append(&mut found);
-        Ok(())
-    })?;
+    let large = options.subjects || options.deleted;
+    describe_all(
+        ctx,
+        &sources,
+        want,
+        large,
+        show,
+        |out, (text, mut found)| {
+            out.write_all(between)?;
+            out.write_all(text.as_bytes())?;
+            if json {
+                between = b",\n";
+            }
+            findings.append(&mut found);
+            Ok(())
+        },
+    )?;
     if ctx.json {
         ctx.out.write_all(b"\n]\n")?;
     }

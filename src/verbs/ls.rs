@@ -45,6 +45,7 @@ pub fn run(ctx: &mut Context<'_>, path: &Path, options: &Options) -> Result<Exit
         ctx,
         &sources,
         want,
+        false,
         show,
         |_, ((line, mut more), mut found)| {
             lines.extend(line);
