@@ -920,23 +920,26 @@ fn left_overs_and_odd_names() {
 #[test]
 fn sparse_files_of_gigabytes() {
     let s = Store::new();
-    let huge = |path: &Path| {
+    let grow = |path: &Path, len: u64| {
         fs::OpenOptions::new()
             .create(true)
             .write(true)
             .truncate(false)
             .open(path)
             .unwrap()
-            .set_len(3 << 30)
+            .set_len(len)
             .unwrap();
         path.to_owned()
     };
+    let huge = |path: &Path| grow(path, 3 << 30);
     let files = [
         huge(&s.stream("ORDERS").join("msgs/1.blk")),
         huge(&s.stream("WORK").join("msgs/index.db")),
         huge(&s.stream("WORK").join("obs/WORKER/o.dat")),
         huge(&s.stream("LIMITED").join("meta.inf")),
         huge(&s.stream("LASTONLY").join("meta.sum")),
+        // One that comes later is not even asked for ahead: that would take hours.
+        grow(&s.stream("BLOCKS").join("msgs/4.blk"), 4 << 40),
     ];
     let check = run("sparse", None, &["check", "--json"], &s.dir, &[1]).json();
     for file in &files {
@@ -954,7 +957,7 @@ fn sparse_files_of_gigabytes() {
     let view = run("sparse", None, &["view", "--json"], &s.dir, &[1]).json_lines();
     let mut d = Differences::default();
     for (account, stream) in s.fx.stream_names() {
-        if stream != "ORDERS" {
+        if stream != "ORDERS" && stream != "BLOCKS" {
             let got: Vec<Value> = view
                 .iter()
                 .filter(|l| l["stream"] == stream.as_str())
