@@ -96,7 +96,7 @@ pub fn run(
 ) -> (Result<Exit, Failure>, Vec<u8>) {
     let mut out = Vec::new();
     let mut ctx = Context {
-        threads: Threads::new(1).unwrap(),
+        threads: Threads::one(),
         keys: keys(),
         selector: Default::default(),
         open: Default::default(),

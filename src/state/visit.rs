@@ -984,7 +984,7 @@ mod tests {
     fn damage_is_not_shown_and_is_told() {
         let dir = store(&[(1, &[(1, "a", "one"), (2, "a", "two"), (3, "a", "three")])]);
         let stream = open(&dir);
-        let threads = Threads::new(1).unwrap();
+        let threads = Threads::one();
         let mut state = survey(&stream, &threads, Depth::default(), &|_| ()).state;
         let path = dir.path().join("S/msgs/1.blk");
         let good = std::fs::read(&path).unwrap();

@@ -91,6 +91,11 @@ impl Want {
         subjects: false,
         consumers: false,
     };
+    /// Consumers, without the subjects.
+    pub const CONSUMERS: Self = Self {
+        subjects: false,
+        consumers: true,
+    };
 }
 
 /// A stream, opened.
@@ -225,6 +230,11 @@ impl Stream {
                 .map(|c| Consumer::configured(&c.name, &c.config))
                 .collect();
         }
+    }
+
+    /// Length of all block files.
+    pub fn block_bytes(&self) -> u64 {
+        self.blocks.iter().map(|b| b.len).sum()
     }
 
     /// Of `threads` those that may read its files: one where going back is dear.

@@ -16,6 +16,7 @@ use crate::sink::outgoing::{OutConsumer, Outgoing, is_plain_name};
 use crate::sink::staged::{PREFIX, StagedDir, parent, write_synced};
 use crate::source::{SourceKind, StreamSource, text};
 use crate::state::visit::Pass;
+use crate::stream::Want;
 use serde_json::{Value, json};
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -245,7 +246,7 @@ fn one(
 ) -> Result<Archived, Refusal> {
     let salvage = report.is_some();
     let before = opened.files_of(source);
-    let mut d = describe(ctx, source, false, true);
+    let mut d = describe(ctx, source, Want::CONSUMERS);
     require_sound(ctx, &mut d, salvage)?;
     let Some(mut out) = Outgoing::new(&d.stream, &d.state) else {
         return Err(Refusal::Damaged(d.findings));

@@ -64,10 +64,7 @@ fn read_source(ctx: &Context<'_>, path: &Path) -> Result<Configs, Failure> {
         }
     }
     let (mut streams, mut encrypted) = (Vec::new(), false);
-    let want = Want {
-        subjects: false,
-        consumers: true,
-    };
+    let want = Want::CONSUMERS;
     for source in opened.streams(&ctx.selector) {
         if !matches!(source.role, Role::Stream | Role::Deleted) {
             continue;

@@ -328,19 +328,14 @@ fn open<'a>(
     (opened, source): (&'a Opened, &StreamSource),
     findings: &mut Vec<Finding>,
 ) -> Option<Side<'a>> {
-    let want = Want {
-        subjects: false,
-        consumers: true,
-    };
+    let want = Want::CONSUMERS;
     let mut stream = Stream::open(source, &ctx.keys, want);
     findings.extend(placed(opened, stream.findings.drain(..)));
     if stream.locked {
         return None;
     }
-    ctx.monitor.begin(
-        &format!("{}: state", stream.name),
-        stream.blocks.iter().map(|b| b.len).sum(),
-    );
+    ctx.monitor
+        .begin(&format!("{}: state", stream.name), stream.block_bytes());
     let progress = |n: u64| ctx.monitor.advance(n);
     let survey = state::survey(&stream, &ctx.threads, Depth::default(), &progress);
     ctx.monitor.end();
@@ -835,7 +830,7 @@ fn messages(
             .map(u64::to_le_bytes)
             .concat(),
     );
-    let bytes = |s: &Side<'_>| s.stream.blocks.iter().map(|b| b.len).sum::<u64>();
+    let bytes = |s: &Side<'_>| s.stream.block_bytes();
     monitor.begin(
         &format!("{}: messages", a.stream.name),
         bytes(a).saturating_add(bytes(b)),

@@ -41,31 +41,18 @@ pub struct Described {
 }
 
 /// Opens a stream and finds out its state.
-pub fn describe(
-    ctx: &Context<'_>,
-    source: &StreamSource,
-    subjects: bool,
-    consumers: bool,
-) -> Described {
-    let want = Want {
-        subjects,
-        consumers,
-    };
+pub fn describe(ctx: &Context<'_>, source: &StreamSource, want: Want) -> Described {
     let stream = Stream::open_on(&ctx.threads, source, &ctx.keys, want);
     let needs_scan = !matches!(stream.index, Index::Valid(_));
     if needs_scan {
         let what = format!("Scanning {}", stream.name);
-        ctx.monitor.begin(&what, bytes_in_blocks(&stream));
+        ctx.monitor.begin(&what, stream.block_bytes());
     }
     let described = described(stream, want, &ctx.threads, ctx.monitor);
     if needs_scan {
         ctx.monitor.end();
     }
     described
-}
-
-fn bytes_in_blocks(stream: &Stream) -> u64 {
-    stream.blocks.iter().map(|b| b.len).sum()
 }
 
 fn described(stream: Stream, want: Want, threads: &Threads, monitor: &dyn Monitor) -> Described {
@@ -108,7 +95,7 @@ pub fn describe_all<T: Send>(
     const LARGE: u64 = 64 << 20;
     if sources.len() < MANY || one_by_one {
         for source in sources {
-            let d = describe(ctx, source, want.subjects, want.consumers);
+            let d = describe(ctx, source, want);
             let shown = show(d, &ctx.threads);
             sink(ctx.out, shown)?;
         }
@@ -118,7 +105,7 @@ pub fn describe_all<T: Send>(
     let alone = |source: &StreamSource| {
         let stream = Stream::open(source, keys, want);
         let size = stream.entries().map(|v2| v2.file_len());
-        if size.unwrap_or_else(|| bytes_in_blocks(&stream)) > LARGE {
+        if size.unwrap_or_else(|| stream.block_bytes()) > LARGE {
             return Err(());
         }
         let one = Threads::one();
@@ -145,7 +132,7 @@ pub fn describe_all<T: Send>(
         monitor.end();
         for (one, source) in all.into_iter().zip(batch) {
             let all_threads = |()| {
-                let d = describe(ctx, source, want.subjects, want.consumers);
+                let d = describe(ctx, source, want);
                 show(d, threads)
             };
             let shown = one.unwrap_or_else(all_threads);
@@ -159,13 +146,9 @@ pub fn describe_all<T: Send>(
 /// twice.
 pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
     if !matches!(source.body, Body::Entries(_)) && source.backup.is_none() {
-        return describe(ctx, source, false, true);
+        return describe(ctx, source, Want::CONSUMERS);
     }
-    let want = Want {
-        subjects: false,
-        consumers: true,
-    };
-    let stream = Stream::open(source, &ctx.keys, want);
+    let stream = Stream::open(source, &ctx.keys, Want::CONSUMERS);
     match claimed(&stream) {
         Some(state) => Described {
             findings: stream.findings.clone(),
@@ -173,7 +156,7 @@ pub fn describe_to_copy(ctx: &Context<'_>, source: &StreamSource) -> Described {
             state,
             pending: Vec::new(),
         },
-        None => describe(ctx, source, false, true),
+        None => describe(ctx, source, Want::CONSUMERS),
     }
 }
 

@@ -144,7 +144,7 @@ fn neighbours(root: &Path, keys: &KeyRing) -> Result<Vec<Neighbour>, Failure> {
         .map(|s| {
             let stream = Stream::open(s, keys, want);
             let reserved = stream.meta.as_ref().map_or(0, |m| m.max_bytes());
-            let files: u64 = stream.blocks.iter().map(|b| b.len).sum();
+            let files = stream.block_bytes();
             Neighbour {
                 account: s.account.clone(),
                 name: s.name.clone(),
@@ -327,7 +327,7 @@ fn plan_one<'s>(
 
 /// Bytes that a stream's messages need, as far as is known before they are read.
 fn size_of(stream: &Stream, source: &StreamSource) -> u64 {
-    let files: u64 = stream.blocks.iter().map(|b| b.len).sum();
+    let files = stream.block_bytes();
     let claimed = stream
         .claimed
         .as_ref()
@@ -639,7 +639,7 @@ fn one(
     report: Option<&Report>,
 ) -> Result<Restored, Refusal> {
     let before = opened.files_of(plan.source);
-    let scanned = || describe(ctx, plan.source, false, true);
+    let scanned = || describe(ctx, plan.source, Want::CONSUMERS);
     let all = |d| described(ctx, opened, root, plan, options, (report, before), d);
     let d = match plan.source.body {
         // What is lost is told by a scan.
@@ -723,7 +723,7 @@ fn described(
     // Each worker holds a block, as it was and as it is to be: of very large ones no more than needed.
     let large = d.stream.blocks.iter().any(|b| b.len > LARGE);
     let more = match large {
-        true => Threads::new(1).ok(),
+        true => Some(Threads::one()),
         false => ctx.threads.and_one(),
     };
     let threads = more.as_ref().unwrap_or(&ctx.threads);

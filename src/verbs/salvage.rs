@@ -155,7 +155,7 @@ pub(super) fn report_of<'r>(reports: &'r Reports, source: &StreamSource) -> Opti
 fn size(source: &StreamSource, ctx: &Context<'_>) -> u64 {
     let want = Want::NOTHING;
     let stream = Stream::open(source, &ctx.keys, want);
-    stream.blocks.iter().map(|b| b.len).sum()
+    stream.block_bytes()
 }
 
 /// How one stream went.

@@ -184,8 +184,7 @@ fn show(
     let (threads, monitor, style) = (&*threads, *monitor, *style);
     let progress = |n: u64| monitor.advance(n);
     let label = label(stream);
-    let total = stream.blocks.iter().map(|b| b.len).sum();
-    monitor.begin(&format!("{label}: state"), total);
+    monitor.begin(&format!("{label}: state"), stream.block_bytes());
     let mut survey = state::survey(stream, threads, Depth::default(), &progress);
     monitor.end();
     findings.append(&mut survey.findings);

@@ -291,17 +291,16 @@ impl Back {
         }
         let mut done = 0usize;
         while let Some(rest) = out.get_mut(done..).filter(|r| !r.is_empty()) {
-            let held = self.now.read.checked_sub(self.input_at);
-            let is_held = held.is_some_and(|at| at < self.input.len() as u64);
-            if !is_held {
+            let held = self.input_at..self.input_at.saturating_add(self.input.len() as u64);
+            if !held.contains(&self.now.read) {
                 self.input.resize(Self::INPUT, 0);
                 let n = pread(&self.file, self.now.read, &mut self.input)?;
                 self.input.truncate(n);
                 self.input_at = self.now.read;
             }
-            let at = usize::try_from(self.now.read.saturating_sub(self.input_at));
-            let input = self.input.get(at.unwrap_or(usize::MAX)..);
-            let input = input.unwrap_or_default();
+            let at =
+                usize::try_from(self.now.read.saturating_sub(self.input_at)).unwrap_or(usize::MAX);
+            let input = self.input.get(at..).unwrap_or_default();
             let result = inflate(&mut self.now.decoder, input, rest, MZFlush::None);
             self.now.read = self.now.read.saturating_add(result.bytes_consumed as u64);
             self.now.at = self.now.at.saturating_add(result.bytes_written as u64);
